@@ -1,0 +1,475 @@
+"""Docker Engine: what containers exist, and making and removing ours.
+
+Every call runs in a pool of threads of its own.  DockerSpawner's shared single thread made one slow ``stop`` hold up
+every other server; order per container is kept by whoever calls (the spawner has one lock per container).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig
+from docker.types import Mount as DockerMount
+
+from ds01_spawner.core import labels
+from ds01_spawner.core.container import ServerContainer, add_account
+from ds01_spawner.core.model import Container
+from ds01_spawner.errors import EngineUnavailable, ServerDied
+
+T = TypeVar("T")
+
+THREADS = 16
+NOT_RUNNING = frozenset({"exited", "dead"})
+LOG_BYTES = 10 * 2**20
+CDI_KIND = "nvidia.com/gpu"
+SIGKILL_EXIT = 137
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStatus:
+    """One look at a container.
+
+    Attributes:
+        id: the engine's full id.
+        name: without the leading slash.
+        state: created, running, paused, restarting, removing, exited or dead.
+        exit_code: of the last run; meaningful when exited.
+        out_of_memory: whether the kernel killed it at its memory limit.
+        error: the engine's own word when it could not start it.
+        labels: every label.
+        address: IP on the given network, empty until it runs.
+    """
+
+    id: str
+    name: str
+    state: str
+    exit_code: int
+    out_of_memory: bool
+    error: str
+    labels: dict[str, str]
+    address: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ran and will not run again by itself; every other state still holds its devices."""
+        return self.state in NOT_RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """One image on this host.
+
+    Attributes:
+        id: content id.
+        labels: every label.
+        environment: the image's own ENV.
+        size_bytes: as the engine reports it.
+    """
+
+    id: str
+    labels: dict[str, str]
+    environment: dict[str, str]
+    size_bytes: int
+
+
+class Engine:
+    """The Docker Engine of this host.
+
+    Args:
+        network: the bridge on which servers live.
+        options: arguments for ``docker.APIClient``; the environment (``DOCKER_HOST``) decides when empty.
+    """
+
+    def __init__(self, *, network: str, options: dict[str, Any] | None = None) -> None:
+        self.network = network
+        self._options = options or {}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
+        self._client: docker.APIClient | None = None
+        self._accounts: dict[str, tuple[str, str]] = {}
+        self._claims: dict[str, tuple[str, ...]] = {}
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    async def inspect(self, container: str) -> ContainerStatus | None:
+        """Return a container by id or name, ``None`` when the engine says that there is none.
+
+        Raises:
+            EngineUnavailable: nothing can be said about it; it is not known to be gone.
+        """
+        try:
+            found = await self._call(lambda client: client.inspect_container(container))
+        except NotFound:
+            return None
+        return self._status(found)
+
+    async def image(self, reference: str) -> ImageInfo | None:
+        """Return an image by reference or id, ``None`` when it is not on this host."""
+        try:
+            found = await self._call(lambda client: client.inspect_image(reference))
+        except NotFound:
+            return None
+        config = found.get("Config") or {}
+        return ImageInfo(
+            id=found["Id"],
+            labels=dict(config.get("Labels") or {}),
+            environment=dict(item.partition("=")[::2] for item in config.get("Env") or ()),
+            size_bytes=int(found.get("Size") or 0),
+        )
+
+    async def containers(self) -> tuple[Container, ...]:
+        """Return every container of the host, in any state, with the devices that it was given.
+
+        Raises:
+            EngineUnavailable: the list could not be read completely.
+        """
+        return await self._call(self._list)
+
+    def _list(self, client: docker.APIClient) -> tuple[Container, ...]:
+        found = []
+        listed = client.containers(all=True)
+        for entry in listed:
+            claims = self._claims.get(entry["Id"])
+            if claims is None:
+                # What a container was given never changes during its life, so each is inspected once.
+                try:
+                    claims = device_claims(client.inspect_container(entry["Id"]))
+                except NotFound:
+                    continue
+                self._claims[entry["Id"]] = claims
+            found.append(
+                Container(
+                    id=entry["Id"],
+                    name=(entry.get("Names") or ["/"])[0].removeprefix("/"),
+                    state=entry["State"],
+                    labels=dict(entry.get("Labels") or {}),
+                    devices=claims,
+                )
+            )
+        for gone in self._claims.keys() - {entry["Id"] for entry in listed}:
+            self._claims.pop(gone, None)
+        return tuple(found)
+
+    async def log_tail(self, container: str, lines: int = 20) -> tuple[str, ...]:
+        """Return the last lines that a container printed; empty when there are none or it is gone."""
+        try:
+            raw = await self._call(lambda client: client.logs(container, tail=lines))
+        except NotFound:
+            return ()
+        return tuple(raw.decode(errors="replace").splitlines())
+
+    async def explain_end(self, container: str) -> str | None:
+        """Say why a container does not run, ``None`` while it does (or is on its way up or down)."""
+        status = await self.inspect(container)
+        if status is None:
+            return "The container was removed outside the hub. Launch the project again."
+        if not status.ended:
+            return None
+        if status.out_of_memory:
+            return (
+                "The server ran out of memory and the kernel ended it. Launch again and load less at once, "
+                "or ask for a higher memory limit."
+            )
+        tail = "\n".join(await self.log_tail(container))
+        killed = " (killed from outside)" if status.exit_code == SIGKILL_EXIT else ""
+        said = f" Its last lines were:\n{tail}" if tail else " It printed nothing."
+        why = f" {status.error}." if status.error else ""
+        return f"The server ended with exit code {status.exit_code}{killed}.{why}{said}"
+
+    # -- acting -------------------------------------------------------------------------------------------------
+
+    async def create(self, server: ServerContainer, extra: dict[str, Any], extra_host: dict[str, Any]) -> str:
+        """Create (not start) a server's container and return its id.
+
+        Nothing is left behind when this is cancelled: a call that a thread has begun cannot be called back, so its
+        container is removed as soon as the engine answers.
+
+        Args:
+            server: what the container is.
+            extra: the site's own additions to the engine's create call.
+            extra_host: the site's own additions to its host configuration.
+        """
+        made = asyncio.ensure_future(self._call(lambda client: self._create(client, server, extra, extra_host)))
+        try:
+            return await asyncio.shield(made)
+        except asyncio.CancelledError:
+            await asyncio.wait([made])
+            if not made.cancelled() and made.exception() is None:
+                await self.remove(made.result(), grace_seconds=0)
+            raise
+
+    def _create(
+        self,
+        client: docker.APIClient,
+        server: ServerContainer,
+        extra: dict[str, Any],
+        extra_host: dict[str, Any],
+    ) -> str:
+        host = {
+            "network_mode": server.network,
+            "mounts": [
+                DockerMount(mount.target, mount.source, type="bind", read_only=mount.read_only)
+                for mount in server.mounts
+            ],
+            "init": True,
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "group_add": [str(group) for group in server.groups],
+            "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": str(LOG_BYTES), "max-file": "2"}),
+            "device_requests": self._device_requests(client, server.devices),
+        }
+        if server.cpus is not None:
+            host["nano_cpus"] = int(server.cpus * 1e9)
+        if server.memory_bytes is not None:
+            host["mem_limit"] = host["memswap_limit"] = server.memory_bytes
+        if server.shm_bytes is not None:
+            host["shm_size"] = server.shm_bytes
+        if server.pids is not None:
+            host["pids_limit"] = server.pids
+        # A CPU server must see no GPU, even where nvidia is the default runtime and the image asks for all of them.
+        visible = ",".join(server.devices) or "void"
+        create = {
+            "image": server.image_id,
+            "name": server.name,
+            "hostname": server.hostname,
+            "entrypoint": list(server.argv),
+            "command": [],
+            "environment": {**server.environment, "NVIDIA_VISIBLE_DEVICES": visible},
+            "user": f"{server.uid}:{server.gid}",
+            "working_dir": server.working_dir,
+            "labels": dict(server.labels),
+            "host_config": client.create_host_config(**{**host, **extra_host}),
+            **extra,
+        }
+        container = str(client.create_container(**create)["Id"])
+        try:
+            client.put_archive(container, "/", self._account_files(client, container, server))
+        except BaseException:
+            client.remove_container(container, force=True, v=True)
+            raise
+        return container
+
+    def _account_files(self, client: docker.APIClient, container: str, server: ServerContainer) -> bytes:
+        if server.image_id not in self._accounts:
+            self._accounts[server.image_id] = (
+                _read_file(client, container, "/etc/passwd"),
+                _read_file(client, container, "/etc/group"),
+            )
+        passwd, group = add_account(*self._accounts[server.image_id], server)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path, text in (("etc/passwd", passwd), ("etc/group", group)):
+                entry = tarfile.TarInfo(path)
+                entry.size, entry.mode = len(text.encode()), 0o644
+                archive.addfile(entry, io.BytesIO(text.encode()))
+            home = tarfile.TarInfo(server.home.removeprefix("/"))
+            home.type, home.mode, home.uid, home.gid = tarfile.DIRTYPE, 0o700, server.uid, server.gid
+            home.mtime = int(time.time())
+            archive.addfile(home)
+        return packed.getvalue()
+
+    def _device_requests(self, client: docker.APIClient, devices: tuple[str, ...]) -> list[DeviceRequest]:
+        if not devices:
+            return []
+        listed = cdi_devices(client.info())
+        names = [f"{CDI_KIND}={uuid}" for uuid in devices]
+        if all(name in listed for name in names):
+            return [DeviceRequest(driver="cdi", device_ids=names)]
+        return [DeviceRequest(device_ids=list(devices), capabilities=[["gpu"]])]
+
+    async def start(self, container: str) -> str:
+        """Start a created container and return its address on the servers' network.
+
+        Raises:
+            ServerDied: the engine could not start it, or it ended at once.
+        """
+        try:
+            await self._call(lambda client: client.start(container))
+        except NotFound as error:
+            raise ServerDied("The container vanished before it started. Launch the project again.") from error
+        status = await self.inspect(container)
+        if status is None or not status.address:
+            why = await self.explain_end(container)
+            raise ServerDied(why or "The container has no address on the servers' network. Tell an administrator.")
+        return status.address
+
+    async def remove(self, container: str, *, grace_seconds: int) -> None:
+        """Stop and remove a container and return when it is gone; one that is gone already is no error.
+
+        Args:
+            container: its id.
+            grace_seconds: time between SIGTERM and SIGKILL; 0 kills at once.
+        """
+        await self._call(lambda client: self._remove(client, container, grace_seconds))
+
+    def _remove(self, client: docker.APIClient, container: str, grace_seconds: int) -> None:
+        try:
+            if grace_seconds:
+                client.stop(container, timeout=grace_seconds)
+            client.remove_container(container, force=True, v=True)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != requests.codes.conflict:
+                raise
+            # Somebody else is removing it already; gone is what was asked for, so wait for that.
+            _wait_until_gone(client, container)
+
+    async def ensure_network(self, subnet: str) -> str:
+        """Make sure that the servers' bridge exists and return its gateway, the host's address on it."""
+        return await self._call(lambda client: self._ensure_network(client, subnet))
+
+    def _ensure_network(self, client: docker.APIClient, subnet: str) -> str:
+        try:
+            found = client.inspect_network(self.network)
+        except NotFound:
+            client.create_network(
+                self.network,
+                driver="bridge",
+                options={
+                    "com.docker.network.bridge.enable_icc": "false",
+                    "com.docker.network.bridge.name": self.network,
+                },
+                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)]) if subnet else None,
+                check_duplicate=True,
+            )
+            found = client.inspect_network(self.network)
+        if (found.get("Options") or {}).get("com.docker.network.bridge.enable_icc") != "false":
+            raise EngineUnavailable(
+                f"The Docker network {self.network!r} lets containers reach each other. Remove it "
+                f"(docker network rm {self.network}) so that it can be made anew, or choose another name."
+            )
+        for pool in found["IPAM"]["Config"] or ():
+            if pool.get("Gateway"):
+                return str(pool["Gateway"]).split("/", 1)[0]
+        raise EngineUnavailable(f"The Docker network {self.network!r} has no gateway address.")
+
+    def close(self) -> None:
+        """Let running calls end and take no more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- one way to the engine ----------------------------------------------------------------------------------
+
+    async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
+
+    def _guarded(self, work: Callable[[docker.APIClient], T]) -> T:
+        try:
+            if self._client is None:
+                self._client = docker.APIClient(version="auto", **(self._options or _from_environment()))
+            return work(self._client)
+        except NotFound:
+            raise
+        except APIError as error:
+            raise EngineUnavailable(f"Docker Engine refused: {error.explanation or error}") from error
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise EngineUnavailable(
+                "Docker Engine does not answer. If it is not being restarted right now, tell an administrator."
+            ) from error
+
+    def _status(self, found: dict[str, Any]) -> ContainerStatus:
+        state = found["State"]
+        networks = found["NetworkSettings"].get("Networks") or {}
+        return ContainerStatus(
+            id=found["Id"],
+            name=found["Name"].removeprefix("/"),
+            state=state["Status"],
+            exit_code=state["ExitCode"],
+            out_of_memory=bool(state["OOMKilled"]),
+            error=state.get("Error") or "",
+            labels=dict(found["Config"].get("Labels") or {}),
+            address=(networks.get(self.network) or {}).get("IPAddress") or "",
+        )
+
+
+def device_claims(inspected: dict[str, Any]) -> tuple[str, ...]:
+    """Return the devices that a container was given: UUIDs, indices (``"0"``) or ``"all"``, from the engine's record.
+
+    ``NVIDIA_VISIBLE_DEVICES`` counts only under an nvidia runtime: elsewhere it is a word without effect, and many
+    images carry it.
+    """
+    host = inspected["HostConfig"]
+    claims: list[str] = []
+    for request in host.get("DeviceRequests") or ():
+        ids = request.get("DeviceIDs") or ()
+        if request.get("Driver") == "cdi":
+            claims += [name.partition("=")[2] for name in ids if name.startswith(f"{CDI_KIND}=")]
+        elif ids:
+            claims += ids
+        elif request.get("Count"):
+            # The engine turns a count into the first so many indices; -1 is all of them.
+            claims += ["all"] if request["Count"] < 0 else map(str, range(request["Count"]))
+    if "nvidia" in (host.get("Runtime") or ""):
+        environment = dict(item.partition("=")[::2] for item in inspected["Config"].get("Env") or ())
+        visible = environment.get("NVIDIA_VISIBLE_DEVICES", "")
+        claims += [part.strip() for part in visible.split(",") if part.strip() not in ("", "none", "void")]
+    for node in host.get("Devices") or ():
+        number = node.get("PathOnHost", "").removeprefix("/dev/nvidia")
+        if number.isdigit():
+            claims.append(number)
+    claims += labels.devices_of(inspected["Config"].get("Labels") or {})
+    return tuple(dict.fromkeys(claims))
+
+
+def cdi_devices(info: dict[str, Any]) -> frozenset[str]:
+    """Return the CDI names that the engine can inject.
+
+    Engines from 28.2 list them; older ones only name the folders of the specifications, which are read here.
+    """
+    if "DiscoveredDevices" in info:
+        return frozenset(entry["ID"] for entry in info["DiscoveredDevices"] or () if entry.get("Source") == "cdi")
+    names: set[str] = set()
+    for folder in info.get("CDISpecDirs") or ():
+        for path in sorted(Path(folder).glob("*")):
+            names |= set(_spec_names(path))
+    return frozenset(names)
+
+
+def _spec_names(path: Path) -> Iterable[str]:
+    import yaml  # noqa: PLC0415 - only engines before 28.2 get here
+
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        return ()
+    try:
+        text = path.read_text()
+        spec = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return [f"{spec['kind']}={device['name']}" for device in spec["devices"]]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return ()  # the engine ignores a broken specification too
+
+
+def _read_file(client: docker.APIClient, container: str, path: str) -> str:
+    try:
+        chunks, _ = client.get_archive(container, path)
+    except NotFound:
+        return ""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        member = archive.next()
+        content = archive.extractfile(member) if member and member.isfile() else None
+        return content.read().decode(errors="replace") if content else ""
+
+
+def _wait_until_gone(client: docker.APIClient, container: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            client.inspect_container(container)
+        except NotFound:
+            return
+        time.sleep(0.05)
+    raise EngineUnavailable(f"Docker Engine has been removing container {container[:12]} for {seconds:.0f} s.")
+
+
+def _from_environment() -> dict[str, Any]:
+    return dict(docker.utils.kwargs_from_env())
