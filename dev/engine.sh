@@ -9,7 +9,7 @@
 #
 #   dev/engine.sh status || { trap 'dev/engine.sh down' EXIT; dev/engine.sh up; }
 #
-# The files under /run/ds01-engine exist only while an engine started by hand runs (and the log after it).
+# The files under /run/ds01-engine exist only while an engine started by hand runs (and its log after it).
 set -euo pipefail
 
 readonly OLDEST=26                  # the first engine in Debian with CDI; 25 has it too, but nobody packages it
@@ -18,6 +18,10 @@ readonly STATE=/run/ds01-engine
 readonly CONFIG=$STATE/daemon.json PIDFILE=$STATE/dockerd.pid LOG=$STATE/dockerd.log
 readonly LOCAL=unix:///var/run/docker.sock
 readonly START_SECONDS=60 STOP_SECONDS=30
+
+# Administrators' folders are missing from the path of some root shells.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+readonly ENGINE_PATH=$PREFIX/usr/sbin:$PREFIX/usr/bin:$PATH
 
 # Contexts are ignored on purpose: the hub's own client (docker-py) knows only DOCKER_HOST.
 export DOCKER_HOST=${DOCKER_HOST:-$LOCAL}
@@ -53,6 +57,13 @@ why_unsuitable() {
     else
         return 1
     fi
+}
+
+dockerd_suits() {
+    local version
+    version=$(PATH=$ENGINE_PATH dockerd --version 2>/dev/null) || return
+    version=${version#Docker version }
+    ((${version%%.*} >= OLDEST))
 }
 
 # The process that `up` started, and not another one that has its number by now.
@@ -131,7 +142,9 @@ unpack_from_trixie() {
     for package in "$work"/*.deb; do
         dpkg-deb -x "$package" "$PREFIX"
     done
-    # The package's link points at tini beside itself; `docker run --init` needs it to resolve.
+    # The package would make the group whose members may use the engine's socket.
+    getent group docker >/dev/null || groupadd --system docker
+    # Its link points at tini beside itself; `docker run --init` needs it to resolve.
     ln -sfn "$(command -v tini-static)" "$PREFIX/usr/bin/docker-init"
     rm -rf "$work"
     trap - EXIT
@@ -235,10 +248,9 @@ start_by_hand() {
 JSON
     say "starting dockerd (log: $LOG)"
     # A session of its own, so that closing the terminal does not stop it; without the lock that `up` holds.
-    PATH="$path$PREFIX/usr/sbin:$PREFIX/usr/bin:/usr/local/sbin:/usr/sbin:/sbin:$PATH" \
-        setsid --fork dockerd --config-file "$CONFIG" </dev/null >"$LOG" 2>&1 9>&-
+    PATH="$path$ENGINE_PATH" setsid --fork dockerd --config-file "$CONFIG" </dev/null >"$LOG" 2>&1 9>&-
     until server_version >/dev/null; do
-        if ((SECONDS >= deadline)) || { ((SECONDS > deadline - START_SECONDS + 5)) && ! our_pid >/dev/null; }; then
+        if ((SECONDS >= deadline)) || { ((SECONDS > deadline - START_SECONDS + 10)) && ! our_pid >/dev/null; }; then
             tail -n 20 "$LOG" >&2
             fail "dockerd did not answer within $START_SECONDS s; the end of its log is above, the whole of it in $LOG."
         fi
@@ -281,11 +293,12 @@ up() {
     exec 9>"$STATE/lock"
     flock 9
     if ! server_version >/dev/null; then
-        if ! command -v dockerd >/dev/null || ! docker buildx version >/dev/null 2>&1; then
+        if ! dockerd_suits || ! docker buildx version >/dev/null 2>&1; then
             install_engine
             provide_client
         fi
-        if [[ -d /run/systemd/system ]] && systemctl cat docker.service >/dev/null 2>&1; then
+        # An unpacked engine has no service; a service that exists beside it belongs to the older one.
+        if [[ -d /run/systemd/system && ! -x $PREFIX/usr/sbin/dockerd ]]; then
             start_service
         else
             start_by_hand
@@ -305,7 +318,7 @@ down() {
     containerd=$(cat "$containerd_pid" 2>/dev/null || true)
     say "stopping dockerd, process $pid, and its containers"
     kill -TERM "$pid"
-    while [[ -e /proc/$pid ]]; do
+    while grep -qs . "/proc/$pid/cmdline"; do # empty once it has ended, even if nobody has collected it yet
         ((SECONDS < deadline)) ||
             fail "dockerd (process $pid) is still stopping after $STOP_SECONDS s. See $LOG; 'kill -KILL $pid' ends it."
         sleep 0.2
