@@ -144,8 +144,8 @@ from_registry() {
     {
         echo "FROM debian:$(codename "$release")-slim"
         environment | sed 's/^/ENV /'
-        echo "RUN apt-get update && apt-get install -y --no-install-recommends ${PACKAGES//,/ } && rm -rf /var/lib/apt/lists/*"
         echo 'COPY . /'
+        echo "RUN apt-get update && apt-get install -y --no-install-recommends ${PACKAGES//,/ } && rm -rf /var/lib/apt/lists/*"
         echo 'RUN update-ca-certificates'
     } >"$work/Dockerfile.$release"
     docker buildx build --load --tag "$image" --file "$work/Dockerfile.$release" "$settings"
@@ -153,16 +153,19 @@ from_registry() {
 
 make_debian() {
     local release=$1 image=ds01/debian:$1 log=$work/$1.log from=from_packages started=$SECONDS
+    local next="If the release has left the mirror, 'docker pull debian:$(codename "$release")-slim' and tag it $image."
     if image_exists "$image"; then
         say "$image exists"
         return
     fi
-    [[ -n $uri ]] || from=from_registry
+    if [[ -z $uri ]]; then
+        from=from_registry
+        next="Where no image registry can be reached, run this as root on Debian: it then uses Debian's packages."
+    fi
     say "making $image"
     if ! "$from" "$release" "$image" >"$log" 2>&1; then
         tail -n 20 "$log" >&2
-        fail "$image could not be made, the end of the log is above." \
-            "If the release has left the mirror, 'docker pull debian:$(codename "$release")-slim' and tag it $image."
+        fail "$image could not be made, the end of the log is above. $next"
     fi
     say "made $image in $((SECONDS - started)) s"
 }

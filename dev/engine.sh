@@ -314,6 +314,7 @@ down() {
         say "nothing to stop: no engine was started by this script"
         return
     }
+    ((EUID == 0)) || fail "only root may stop the engine, process $pid. Run: sudo $0 down"
     # Its containerd is its child, and normally ends with it; read before, because both remove their files.
     containerd=$(cat "$containerd_pid" 2>/dev/null || true)
     say "stopping dockerd, process $pid, and its containers"
