@@ -153,7 +153,7 @@ from_registry() {
 
 make_debian() {
     local release=$1 image=ds01/debian:$1 log=$work/$1.log from=from_packages started=$SECONDS
-    local next="If the release has left the mirror, 'docker pull debian:$(codename "$release")-slim' and tag it $image."
+    local next="If the release has left the mirror, make an image of it elsewhere and 'docker tag' it $image."
     if image_exists "$image"; then
         say "$image exists"
         return

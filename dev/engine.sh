@@ -283,7 +283,7 @@ up() {
     [[ $DOCKER_HOST == "$LOCAL" ]] ||
         fail "no engine answers at DOCKER_HOST=$DOCKER_HOST. Start it, or unset DOCKER_HOST to use one on this machine."
     if [[ -S $socket && ! -w $socket ]]; then
-        fail "you may not use $socket. Join its group (sudo usermod -aG docker $USER, then log in again), or use sudo."
+        fail "you may not use $socket. Join the group docker (sudo usermod -aG docker $(id -un), then log in again), or use sudo."
     fi
     ((EUID == 0)) ||
         fail "no engine answers at $DOCKER_HOST, and installing one needs root. Run: sudo $0 up"
