@@ -12,6 +12,8 @@ DS01Error
     ├── EngineUnavailable   Docker Engine did not answer, or answered with an error of its own
     ├── AccountUnavailable  the user's account or home folder cannot be used
     ├── RuntimeUnavailable  the notebook runtime for a Python version cannot be made
+    ├── DevicesUnavailable  devices exist, but nothing safe can be said about them now, so none is granted
+    ├── LedgerBroken        a step would have broken a rule of the ledger; nothing was changed
     └── ServerDied          the container ended before or after its server was ready; says why
 
 Facts are attributes, the text is derived from them.  Vendor errors stay at the adapters, chained as ``__cause__``.
@@ -111,6 +113,19 @@ class RuntimeUnavailable(Fault):
 
     reason = "runtime-unavailable"
     status = 503
+
+
+class DevicesUnavailable(Fault):
+    """Devices exist, but nothing safe can be said about them now, so none is granted."""
+
+    reason = "devices-unavailable"
+    status = 503
+
+
+class LedgerBroken(Fault):
+    """A step would have broken a rule of the ledger, which means a defect of the program; nothing was changed."""
+
+    reason = "ledger-broken"
 
 
 class ServerDied(Fault):

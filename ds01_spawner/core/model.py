@@ -106,6 +106,56 @@ class Lease:
     container_id: str = ""
 
 
+class DeviceState(StrEnum):
+    """What a device is to somebody who wants one.  Every device that exists has exactly one; only ``FREE`` is granted."""
+
+    FREE = "free"
+    LEASED = "leased"
+    OCCUPIED = "occupied"
+    SET_ASIDE = "set-aside"
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device and what is known about it.
+
+    Attributes:
+        device: the device; of one that left the inventory while leased, what was known last.
+        state: what it is now.
+        holder: who leases it, else ``None``.
+        owner: who occupies it without a lease of ours, for show; else empty.
+        reason: one sentence why it is not free, or what is wrong although it is leased; else empty.
+        exists: whether the last readable inventory lists it; leased devices are kept here even when they vanish.
+    """
+
+    device: Device
+    state: DeviceState
+    holder: Holder | None = None
+    owner: str = ""
+    reason: str = ""
+    exists: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one user has on this host, in whichever way it was started.
+
+    Attributes:
+        servers: how many of the user's containers exist or are about to.
+        devices: the devices they hold; one that vanished from the inventory counts as a whole GPU.
+    """
+
+    servers: int = 0
+    devices: tuple[Device, ...] = ()
+
+    @property
+    def gpu_equivalents(self) -> Fraction:
+        """The sum over the devices."""
+        return sum((device.gpu_equivalents for device in self.devices), Fraction(0))
+
+
 @dataclass(frozen=True, slots=True)
 class Container:
     """One container on the host, ours or a stranger's, in any state.
