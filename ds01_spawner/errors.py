@@ -21,6 +21,8 @@ Facts are attributes, the text is derived from them.  Vendor errors stay at the 
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 
 class DS01Error(Exception):
     """Root of every exception raised on purpose.
@@ -76,10 +78,32 @@ class BuildFailed(Refusal):
 
 
 class LimitReached(Refusal):
-    """A limit of the user or the group is used up."""
+    """A limit of the user or the group is used up.
+
+    Attributes:
+        limit: its name in the limits file, such as ``"max_gpu_equivalents"``.
+        allowed: how much the limit allows.
+        held: how much of it the user has already.
+        asked: how much more was asked for.
+    """
 
     reason = "limit-reached"
     status = 403
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str = "",
+        allowed: Fraction | None = None,
+        held: Fraction | None = None,
+        asked: Fraction | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.allowed = allowed
+        self.held = held
+        self.asked = asked
 
 
 class DeviceRefused(Refusal):
