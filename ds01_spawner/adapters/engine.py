@@ -25,7 +25,7 @@ from docker.types import Mount as DockerMount
 
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer, add_account
-from ds01_spawner.core.model import Container
+from ds01_spawner.core.model import Container, Holder
 from ds01_spawner.errors import EngineUnavailable, ServerDied
 
 T = TypeVar("T")
@@ -161,6 +161,17 @@ class Engine:
             self._claims.pop(gone, None)
         return tuple(found)
 
+    async def held_by(self, hub: str, holder: Holder) -> tuple[str, ...]:
+        """Return the ids of every container, in any state, that our labels give to one server of one hub."""
+        wanted = [
+            f"{labels.MANAGED}=true",
+            f"{labels.HUB}={hub}",
+            f"{labels.USER}={holder.user}",
+            f"{labels.SERVER}={holder.server}",
+        ]
+        listed = await self._call(lambda client: client.containers(all=True, filters={"label": wanted}))
+        return tuple(entry["Id"] for entry in listed)
+
     async def log_tail(self, container: str, lines: int = 20) -> tuple[str, ...]:
         """Return the last lines that a container printed; empty when there are none or it is gone."""
         try:
@@ -192,22 +203,15 @@ class Engine:
     async def create(self, server: ServerContainer, extra: dict[str, Any], extra_host: dict[str, Any]) -> str:
         """Create (not start) a server's container and return its id.
 
-        Nothing is left behind when this is cancelled: a call that a thread has begun cannot be called back, so its
-        container is removed as soon as the engine answers.
+        A call that a thread has begun cannot be called back: who cancels this must await its end and remove what it
+        made (``asyncio.shield``).
 
         Args:
             server: what the container is.
             extra: the site's own additions to the engine's create call.
             extra_host: the site's own additions to its host configuration.
         """
-        made = asyncio.ensure_future(self._call(lambda client: self._create(client, server, extra, extra_host)))
-        try:
-            return await asyncio.shield(made)
-        except asyncio.CancelledError:
-            await asyncio.wait([made])
-            if not made.cancelled() and made.exception() is None:
-                await self.remove(made.result(), grace_seconds=0)
-            raise
+        return await self._call(lambda client: self._create(client, server, extra, extra_host))
 
     def _create(
         self,
