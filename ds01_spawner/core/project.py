@@ -18,6 +18,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ds01_spawner.errors import InvalidOptions, ProjectRefused
@@ -58,6 +59,19 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Mn"})
 
 # Letters that Unicode does not decompose into a Latin one and a mark.
 _LATIN = str.maketrans({"ø": "o", "Ø": "o", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ł": "l", "Ł": "l"})
+
+
+@dataclass(frozen=True, slots=True)
+class Dockerfile:
+    """A project's Dockerfile as it was read.
+
+    Attributes:
+        text: its content, at most 1 MiB, not checked for being text.
+        origin: where it is, for people, such as ``"~/workspace/thesis/Dockerfile"``.
+    """
+
+    text: bytes
+    origin: str
 
 
 def quoted(text: str, limit: int = 60) -> str:
