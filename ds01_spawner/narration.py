@@ -52,10 +52,10 @@ class Narration:
         told = 0
         while True:
             news = self._news
-            for event in self._events[max(0, told - self._dropped) :]:
+            untold = self._events[max(0, told - self._dropped) :]
+            told = self._dropped + len(self._events)  # before yielding: more may be told while a reader is slow
+            for event in untold:
                 yield dict(event)
-            told = self._dropped + len(self._events)
-            if self._ended:
+            if news is self._news and self._ended:
                 return
-            if news is self._news:
-                await news.wait()
+            await news.wait()
