@@ -78,24 +78,22 @@ class Mounts:
                 raise
         return target
 
-    def unmount(self, path: Path) -> None:
-        """Take away a mount and its folder; a path that is neither is fine.
+    def unmount(self, name: str) -> None:
+        """Take away a mount and its folder; a name that has neither is fine.
 
         Containers that were started with it keep what they see.
 
         Raises:
             AccountUnavailable: the kernel refused.
         """
-        target = self._target(path.name)
-        if target != path:
-            raise ValueError(f"{path} is not in {self._run_dir}")
+        target = self._target(name)
         with self._lock:
             self._remove(target)
 
-    def mounted(self) -> tuple[Path, ...]:
-        """Return every place in use or left behind by a crash, each fit for ``unmount``."""
+    def mounted(self) -> tuple[str, ...]:
+        """Return every name in use or left behind by a crash."""
         try:
-            return tuple(sorted(path for path in self._run_dir.iterdir() if _NAME.fullmatch(path.name)))
+            return tuple(sorted(path.name for path in self._run_dir.iterdir() if _NAME.fullmatch(path.name)))
         except FileNotFoundError:
             return ()
 

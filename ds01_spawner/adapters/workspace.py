@@ -107,13 +107,13 @@ class Workspaces:
         """
         _make(account, path, partial(_write_file, account, path, content, mode, replace=replace))
 
-    def mount_project(self, account: Account, project: str, name: str) -> Path:
+    def mount(self, account: Account, project: str, name: str) -> str:
         """Return a path for the engine that shows the project's folder, whatever happens in the home afterwards.
 
         Args:
             account: whose project it is.
             project: its exact name.
-            name: one plain path component, unique among running projects, such as the container's name.
+            name: one plain path component, unique among running projects; what is mounted under it already is replaced.
 
         Raises:
             ProjectRefused: the project cannot be opened.
@@ -121,20 +121,20 @@ class Workspaces:
         """
         folder = self.open_project(account, project)
         try:
-            return self._mounts.mount(folder, name)
+            return str(self._mounts.mount(folder, name))
         finally:
             os.close(folder)
 
-    def unmount(self, path: Path) -> None:
-        """Take away what ``mount_project`` returned; doing it again is fine.
+    def unmount(self, name: str) -> None:
+        """Undo ``mount``; doing it again is fine.
 
         Raises:
             AccountUnavailable: the kernel refused.
         """
-        self._mounts.unmount(path)
+        self._mounts.unmount(name)
 
-    def mounted(self) -> tuple[Path, ...]:
-        """Return every path that ``mount_project`` returned and nobody unmounted, those before a crash included."""
+    def mounted(self) -> tuple[str, ...]:
+        """Return every name that is mounted, those from before a crash included."""
         return self._mounts.mounted()
 
 
