@@ -12,6 +12,7 @@ DS01Error
     ├── EngineUnavailable   Docker Engine did not answer, or answered with an error of its own
     ├── AccountUnavailable  the user's account or home folder cannot be used
     ├── RuntimeUnavailable  the notebook runtime for a Python version cannot be made
+    ├── LimitsFileInvalid   the limits file cannot be used; carries every problem with its line
     ├── DevicesUnavailable  devices exist, but nothing safe can be said about them now, so none is granted
     ├── LedgerBroken        a step would have broken a rule of the ledger; nothing was changed
     └── ServerDied          the container ended before or after its server was ready; says why
@@ -150,6 +151,20 @@ class LedgerBroken(Fault):
     """A step would have broken a rule of the ledger, which means a defect of the program; nothing was changed."""
 
     reason = "ledger-broken"
+
+
+class LimitsFileInvalid(Fault):
+    """The limits file cannot be used.
+
+    Attributes:
+        problems: one sentence each, with file, line, what is wrong and the accepted form.
+    """
+
+    reason = "limits-file"
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("The limits file cannot be used.\n" + "\n".join(problems))
+        self.problems = problems
 
 
 class ServerDied(Fault):
