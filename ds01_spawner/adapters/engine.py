@@ -234,7 +234,8 @@ class Engine:
             "device_requests": self._device_requests(client, server.devices),
         }
         if server.cpus is not None:
-            host["nano_cpus"] = int(server.cpus * 1e9)
+            # A limit meant for a larger machine is all of a smaller one; the engine would refuse it.
+            host["nano_cpus"] = int(min(server.cpus, client.info()["NCPU"]) * 1e9)
         if server.memory_bytes is not None:
             host["mem_limit"] = host["memswap_limit"] = server.memory_bytes
         if server.shm_bytes is not None:
@@ -341,10 +342,7 @@ class Engine:
             client.create_network(
                 self.network,
                 driver="bridge",
-                options={
-                    "com.docker.network.bridge.enable_icc": "false",
-                    "com.docker.network.bridge.name": self.network,
-                },
+                options={"com.docker.network.bridge.enable_icc": "false"},
                 ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)]) if subnet else None,
                 check_duplicate=True,
             )
@@ -358,6 +356,13 @@ class Engine:
             if pool.get("Gateway"):
                 return str(pool["Gateway"]).split("/", 1)[0]
         raise EngineUnavailable(f"The Docker network {self.network!r} has no gateway address.")
+
+    async def remove_network(self) -> None:
+        """Remove the servers' bridge; one that is not there is no error."""
+        try:
+            await self._call(lambda client: client.remove_network(self.network))
+        except NotFound:
+            return
 
     def close(self) -> None:
         """Let running calls end and take no more."""

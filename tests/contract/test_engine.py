@@ -1,0 +1,202 @@
+"""The fake engine and the real one keep the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from ds01_spawner.adapters.engine import Engine
+from ds01_spawner.core import labels
+from ds01_spawner.core.container import ServerContainer
+from ds01_spawner.core.model import Holder
+from ds01_spawner.errors import ServerDied
+from ds01_spawner.testing.launching import FakeEngine
+
+HUB = "engine-contract"
+ALICE = Holder("alice", "thesis")
+NETWORK = "ds01-test-engine"
+
+
+def server(name: str, holder: Holder = ALICE, argv: tuple[str, ...] = ("sleep", "600")) -> ServerContainer:
+    """Return a small server."""
+    record = labels.ServerLabels(HUB, holder, "thesis", "/home/alice/workspace/thesis", 1_000_000.0)
+    return ServerContainer(
+        name=name,
+        hostname="thesis",
+        image_id="ds01/debian:13",
+        argv=argv,
+        environment={"GREETING": "hello"},
+        user="alice",
+        uid=1_234_567_890,
+        gid=1_234_567_890,
+        groups=(54321,),
+        home="/home/alice",
+        working_dir="/home/alice",
+        mounts=(),
+        labels=labels.encode(record),
+        devices=(),
+        network=NETWORK,
+        cpus=1,
+        memory_bytes=128 * 2**20,
+        shm_bytes=16 * 2**20,
+        pids=64,
+    )
+
+
+AnyEngine = Engine | FakeEngine
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.engine)])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[AnyEngine]:
+    """Each engine in turn, with nothing of ours on it before and after."""
+    if request.param == "fake":
+        yield FakeEngine(network=NETWORK)
+        return
+    real = Engine(network=NETWORK)
+    await real.ensure_network("")
+    yield real
+    for holder in (ALICE, Holder("bob", "thesis")):
+        for container in await real.held_by(HUB, holder):
+            await real.remove(container, grace_seconds=0)
+    await real.remove_network()
+    real.close()
+
+
+async def test_a_container_lives_from_create_to_remove(engine: AnyEngine) -> None:
+    """It is found by its labels in every state, runs once started, and is gone when remove returns."""
+    container = await engine.create(server("ds01-test-life"), {}, {})
+    assert await engine.held_by(HUB, ALICE) == (container,)
+    assert await engine.explain_end(container) is None, "created is not ended"
+    assert await engine.start(container)
+    assert await engine.explain_end(container) is None
+    await engine.remove(container, grace_seconds=0)
+    assert await engine.held_by(HUB, ALICE) == ()
+    assert "removed" in (await engine.explain_end(container) or "")
+
+
+async def test_removing_what_is_gone_is_no_error(engine: AnyEngine) -> None:
+    """Retire can always be repeated."""
+    container = await engine.create(server("ds01-test-twice"), {}, {})
+    await asyncio.gather(*(engine.remove(container, grace_seconds=0) for _ in range(3)))
+    await engine.remove(container, grace_seconds=1)
+
+
+async def test_a_server_is_found_by_its_exact_holder_and_hub(engine: AnyEngine) -> None:
+    """Nobody's container is taken for somebody else's."""
+    await engine.create(server("ds01-test-alice"), {}, {})
+    bobs = await engine.create(server("ds01-test-bob", Holder("bob", "thesis")), {}, {})
+    assert await engine.held_by(HUB, Holder("bob", "thesis")) == (bobs,)
+    assert await engine.held_by("another-hub", ALICE) == ()
+    assert await engine.held_by(HUB, Holder("alice", "")) == ()
+
+
+async def test_starting_what_was_removed_says_so(engine: AnyEngine) -> None:
+    """A container that somebody removed meanwhile is a server that died, with the next step."""
+    container = await engine.create(server("ds01-test-vanished"), {}, {})
+    await engine.remove(container, grace_seconds=0)
+    with pytest.raises(ServerDied, match="Launch"):
+        await engine.start(container)
+
+
+@pytest.mark.parametrize("engine", ["real"], indirect=True)
+@pytest.mark.engine
+class TestRealEngine:
+    """What only a kernel can show."""
+
+    async def test_the_account_inside_is_the_user_with_a_home_of_their_own(self, engine: Engine) -> None:
+        """Name, ten-digit uid, groups, home, and the engine's limits are as they were asked for."""
+        script = (
+            "import os,pwd,grp,resource;"
+            "me=pwd.getpwuid(os.getuid());"
+            "open(os.path.expanduser('~/written'),'w').close();"
+            "print(me.pw_name,me.pw_dir,os.getuid(),os.getgid(),54321 in os.getgroups(),grp.getgrgid(os.getgid()).gr_name,"
+            "os.environ['NVIDIA_VISIBLE_DEVICES'],os.statvfs('/dev/shm').f_blocks*os.statvfs('/dev/shm').f_frsize,"
+            "[l for l in open('/proc/self/status') if l.startswith(('CapEff','NoNewPrivs'))])"
+        )
+        asked = server("ds01-test-account", argv=("python3", "-c", script))
+        container = await engine.create(asked, {}, {})
+        await _run_to_its_end(engine, container)
+        (line,) = await engine.log_tail(container)
+        assert line.startswith(f"alice /home/alice {asked.uid} {asked.gid} True alice void {16 * 2**20} ")
+        assert r"CapEff:\t0000000000000000" in line
+        assert r"NoNewPrivs:\t1" in line
+
+    async def test_a_server_over_its_memory_is_said_to_have_run_out_of_it(self, engine: Engine) -> None:
+        """The kernel's kill is told from any other end."""
+        container = await engine.create(
+            server("ds01-test-oom", argv=("python3", "-c", "x = bytearray(512 * 2**20)")), {}, {}
+        )
+        assert "out of memory" in await _run_to_its_end(engine, container)
+
+    async def test_a_server_that_failed_shows_its_exit_code_and_its_last_lines(self, engine: Engine) -> None:
+        """The last words of a crashed server reach its user."""
+        container = await engine.create(
+            server("ds01-test-crash", argv=("python3", "-c", "print('so long'); raise SystemExit(3)")), {}, {}
+        )
+        why = await _run_to_its_end(engine, container)
+        assert "exit code 3" in why
+        assert "so long" in why
+
+    async def test_a_command_that_does_not_exist_is_a_server_that_died(self, engine: Engine) -> None:
+        """The engine's own word for it reaches the user."""
+        container = await engine.create(server("ds01-test-missing", argv=("/no/such/command",)), {}, {})
+        with pytest.raises(ServerDied, match="/no/such/command"):
+            await engine.start(container)
+
+    async def test_more_processors_than_there_are_is_all_of_them(self, engine: Engine) -> None:
+        """A limit that is meant for a larger machine does not stop a launch on a small one."""
+        container = await engine.create(replace(server("ds01-test-cpus"), cpus=4096), {}, {})
+        await engine.start(container)
+
+    async def test_containers_do_not_reach_each_other_and_the_host_reaches_them(self, engine: Engine) -> None:
+        """Inter-container traffic is off on the servers' bridge."""
+        listen = ("python3", "-m", "http.server", "8000")
+        first = await engine.create(server("ds01-test-a", argv=listen), {}, {})
+        address = await engine.start(first)
+        await _connects(address, 8000)
+        script = f"import socket; socket.create_connection(({address!r}, 8000), 2)"
+        second = await engine.create(
+            server("ds01-test-b", Holder("bob", "thesis"), argv=("python3", "-c", script)), {}, {}
+        )
+        why = await _run_to_its_end(engine, second)
+        assert "exit code 1" in why
+        assert "timed out" in why
+
+    async def test_every_container_of_the_host_is_listed_with_its_labels(self, engine: Engine) -> None:
+        """Observations see created containers too: they already hold what they were given."""
+        container = await engine.create(server("ds01-test-listed"), {}, {})
+        found = {entry.id: entry for entry in await engine.containers()}
+        assert found[container].state == "created"
+        assert labels.decode(found[container].labels) is not None
+        assert found[container].devices == ()
+
+
+async def _run_to_its_end(engine: Engine, container: str) -> str:
+    try:
+        await engine.start(container)
+    except ServerDied as error:
+        return str(error)  # it was quicker than the look after its start
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if why := await engine.explain_end(container):
+            return why
+        await asyncio.sleep(0.05)
+    raise AssertionError("the container did not end")
+
+
+async def _connects(address: str, port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            _, writer = await asyncio.open_connection(address, port)
+        except OSError:
+            await asyncio.sleep(0.05)
+            continue
+        writer.close()
+        await writer.wait_closed()
+        return
+    raise AssertionError("nothing listens")
