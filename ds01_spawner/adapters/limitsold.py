@@ -142,7 +142,7 @@ class Renewal:
             if key in NO_EFFECT:
                 self._note(here, f"has no effect: {NO_EFFECT[key]}")
                 continue
-            new, unit_seconds = DURATIONS.get(key, (RENAMED.get(key, key), 0))
+            new, unit_seconds = DURATIONS.get(key) or (RENAMED.get(key) or str(key), 0)
             if new == key:
                 renewed[key] = value
             elif new in section or new in renewed:
