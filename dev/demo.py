@@ -6,9 +6,7 @@ must not, prints one line with the times, and exits.
 
 from __future__ import annotations
 
-import json
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -23,13 +21,14 @@ import requests
 
 from ds01_spawner.adapters.accounts import FolderAccounts
 from ds01_spawner.core.project import container_name, server_name
+from ds01_spawner.testing.hub import Hub, running
+from ds01_spawner.testing.person import LaunchFailed, Person
 
 HERE = Path(__file__).parent
 STATE = Path("/var/lib/ds01-demo")
 URL = "http://127.0.0.1:8000"
+PEOPLE = ("alice", "bob")
 PROJECT = "First steps"
-HUB_SECONDS = 60
-LAUNCH_SECONDS = 900
 
 
 def say(text: str) -> None:
@@ -37,24 +36,17 @@ def say(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
 
-def fail(text: str) -> None:
-    """End the demo with a reason."""
-    raise SystemExit(f"demo: {text}")
-
-
-def prepare_people() -> dict[str, Path]:
-    """Return the workspaces of alice and bob, each with an example project, made if missing."""
+def prepare_people() -> None:
+    """Give alice and bob an example project each, unless they have it."""
     accounts = FolderAccounts(STATE / "people")
-    folders = {}
-    for user in ("alice", "bob"):
+    for user in PEOPLE:
         account = accounts.find(user)
         project = account.home / "workspace" / PROJECT
-        if not project.exists():
-            shutil.copytree(HERE / "example-project", project)
-            for path in [project, *project.rglob("*")]:
-                os.chown(path, account.uid, account.gid)
-        folders[user] = project
-    return folders
+        if project.exists():
+            continue
+        shutil.copytree(HERE / "example-project", project)
+        for path in [project, *project.rglob("*")]:
+            os.chown(path, account.uid, account.gid)
 
 
 def simulated_gpus() -> int:
@@ -65,218 +57,107 @@ def simulated_gpus() -> int:
     return 2
 
 
-class Browser:
-    """Does what a person's browser does, with cookies and the hub's protection against forged requests."""
-
-    def __init__(self) -> None:
-        self.session = requests.Session()
-
-    @property
-    def xsrf(self) -> str:
-        """The hub's token for the next form."""
-        return next(cookie.value for cookie in self.session.cookies if cookie.name == "_xsrf" and cookie.path == "/hub/")
-
-    def log_in(self, user: str, password: str) -> None:
-        """Log in through the hub's form."""
-        self.session.get(f"{URL}/hub/login", timeout=10).raise_for_status()
-        self.session.post(
-            f"{URL}/hub/login",
-            data={"username": user, "password": password, "_xsrf": self.xsrf},
-            timeout=10,
-        ).raise_for_status()
-
-    def free_devices(self) -> list[str]:
-        """Return what the spawn form says of free devices, such as ``["2 of 2"]``."""
-        return re.findall(r"\((\d+ of \d+) free\)", self.session.get(f"{URL}/hub/spawn", timeout=10).text)
-
-    def launch(self, user: str, project: str) -> None:
-        """Press the project's Launch button and tell the progress until the server is ready."""
-        server = server_name(project)
-        page = self.session.get(f"{URL}/hub/spawn", timeout=10).text
-        if f'formaction="/hub/spawn/{user}/{server}"' not in page:
-            fail(f"the spawn form does not offer {project!r}")
-        answer = self.session.post(
-            f"{URL}/hub/spawn/{user}/{server}",
-            data={"_xsrf": self.xsrf, "project": project, "gpus": "1", "kind": "", "min_memory_gib": "0"},
-            timeout=30,
-        )
-        if not answer.ok:
-            fail(f"the launch was refused: {_alert(answer.text)}")
-        self._follow_progress(user, server)
-
-    def _follow_progress(self, user: str, server: str) -> None:
-        stream = self.session.get(
-            f"{URL}/hub/api/users/{user}/servers/{server}/progress",
-            params={"_xsrf": self.xsrf},
-            stream=True,
-            timeout=LAUNCH_SECONDS,
-        )
-        for line in stream.iter_lines():
-            if not line.startswith(b"data:"):
-                continue
-            event = json.loads(line.removeprefix(b"data:"))
-            say(f"{event['progress']:3d} %  {event['message']}")
-            if event.get("failed"):
-                fail("the launch failed")
-            if event.get("ready"):
-                return
-        fail("the progress ended before the server was ready")
-
-    def write_file(self, user: str, project: str, name: str, text: str) -> None:
-        """Write a file through the running notebook server, as JupyterLab does."""
-        base = f"{URL}/user/{user}/{server_name(project)}"
-        self.session.get(f"{base}/lab", timeout=60).raise_for_status()  # the login round trip of a fresh server
-        path = f"/user/{user}/{server_name(project)}/"
-        token = next(c.value for c in self.session.cookies if c.name == "_xsrf" and c.path == path)
-        self.session.put(
-            f"{base}/api/contents/{name}",
-            json={"type": "file", "format": "text", "content": text},
-            headers={"X-XSRFToken": token},
-            timeout=30,
-        ).raise_for_status()
-
-    def retire(self, user: str, project: str) -> None:
-        """Press Stop, and wait until the hub says that the server is gone."""
-        server = f"{URL}/hub/api/users/{user}/servers/{server_name(project)}"
-        headers = {"X-XSRFToken": self.xsrf, "Referer": f"{URL}/hub/home"}
-        answer = self.session.delete(server, headers=headers, timeout=60)
-        answer.raise_for_status()
-        deadline = time.monotonic() + HUB_SECONDS
-        while time.monotonic() < deadline:
-            model = self.session.get(f"{URL}/hub/api/users/{user}", headers=headers, timeout=10).json()
-            if server_name(project) not in model["servers"]:
-                return
-            time.sleep(0.1)
-        fail(f"the server did not end within {HUB_SECONDS} s")
-
-
-def _alert(page: str) -> str:
-    found = re.search(r'spawn-error-msg[^>]*>(.*?)</div>', page, re.DOTALL)
-    return re.sub(r"<[^>]+>", " ", found.group(1)).strip() if found else "no reason was shown"
-
-
-def start_hub(password: str, gpus: int) -> subprocess.Popen[bytes]:
-    """Start hub and proxy, and return when the hub answers."""
-    log = (STATE / "hub.log").open("wb")
-    binaries = Path(sys.executable).parent
-    hub = subprocess.Popen(
-        [binaries / "jupyterhub", "-f", HERE / "demo_config.py"],
-        cwd=STATE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env={
-            **os.environ,
-            "DS01_DEMO_STATE": str(STATE),
-            "DS01_DEMO_PASSWORD": password,
-            "DS01_DEMO_SIMULATED": str(gpus),
-            "DS01_DEMO_PROXY": str(binaries / "configurable-http-proxy"),
-        },
-    )
-    deadline = time.monotonic() + HUB_SECONDS
-    while time.monotonic() < deadline and hub.poll() is None:
-        with suppress(requests.RequestException):
-            if requests.get(f"{URL}/hub/api", timeout=2).ok:
-                return hub
-        time.sleep(0.2)
-    stop_hub(hub)
-    tail = (STATE / "hub.log").read_text(errors="replace").splitlines()[-25:]
-    fail("the hub did not start. The end of its log:\n" + "\n".join(tail))
-    raise AssertionError
-
-
-def stop_hub(hub: subprocess.Popen[bytes]) -> None:
-    """Stop hub and proxy: the proxy is a child of the hub, which ends it."""
-    if hub.poll() is None:
-        hub.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            hub.wait(30)
-    with suppress(ProcessLookupError):
-        os.killpg(hub.pid, signal.SIGKILL)
-
-
 def containers(user: str, project: str) -> str:
     """Return the engine's line for a server's container, empty when it has none."""
     wanted = f"name=^{re.escape(container_name(user, project))}$"
-    return subprocess.run(
-        ["docker", "ps", "--all", "--filter", wanted, "--format", "{{.Names}} {{.Status}} {{.Label \"ds01.gpu.uuids\"}}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    shown = '{{.Names}}, {{.Status}}, device {{.Label "ds01.gpu.uuids"}}'
+    command = ["docker", "ps", "--all", "--filter", wanted, "--format", shown]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def run_once(browser: Browser, folders: dict[str, Path]) -> None:
+def launch(person: Person) -> None:
+    """Launch the example project, telling the progress."""
+    for event in person.launching(PROJECT):
+        say(f"{event['progress']:3d} %  {event['message']}")
+
+
+def show_once(person: Person) -> None:
     """Launch, write, retire, and check what is left."""
-    note = f"written-{secrets.token_hex(4)}.txt"
-    before = browser.free_devices()
+    account = FolderAccounts(STATE / "people").find(person.user)
+    note = account.home / "workspace" / PROJECT / f"written-{secrets.token_hex(4)}.txt"
+    free = person.free_devices()
     began = time.monotonic()
-    browser.launch("alice", PROJECT)
+    launch(person)
     launched = time.monotonic()
-    say(f"running: {containers('alice', PROJECT)}")
-    browser.write_file("alice", PROJECT, note, "kept\n")
+    say(f"running: {containers(person.user, PROJECT)}")
+    content = {"type": "file", "format": "text", "content": "kept\n"}
+    person.notebook(PROJECT, "PUT", f"api/contents/{note.name}", json=content).raise_for_status()
     written = time.monotonic()
-    browser.retire("alice", PROJECT)
+    person.retire(PROJECT)
     retired = time.monotonic()
-    if left := containers("alice", PROJECT):
-        fail(f"the container is still there: {left}")
-    if (after := browser.free_devices()) != before:
-        fail(f"a device is still held: the form offered {before} before the launch and {after} after the retire")
-    path = folders["alice"] / note
-    owner = FolderAccounts(STATE / "people").find("alice").uid
-    if not path.is_file() or path.read_text() != "kept\n" or path.stat().st_uid != owner:
-        fail(f"the file {path} is not as it was written")
-    path.unlink()
+    if left := containers(person.user, PROJECT):
+        raise SystemExit(f"demo: the container is still there: {left}")
+    if (after := person.free_devices()) != free:
+        raise SystemExit(f"demo: a device is still held: {free} were free before the launch, {after} after the retire")
+    if not note.is_file() or note.read_text() != "kept\n" or note.stat().st_uid != account.uid:
+        raise SystemExit(f"demo: the file {note} is not as it was written")
+    note.unlink()
     say(
         f"ok: launched in {launched - began:.1f} s, wrote a file in {written - launched:.1f} s, "
         f"retired in {retired - written:.1f} s"
     )
 
 
+def show_and_stay(person: Person, password: str) -> None:
+    """Launch, say how to log in, and wait for Ctrl-C."""
+    launch(person)
+    say(f"open {URL} and log in as alice or bob (bob is an admin) with the password {password}")
+    say(f"alice's project is at {URL}/user/alice/{server_name(PROJECT)}/lab")
+    say(f"the people's folders are in {STATE / 'people'}, the hub's log is {STATE / 'hub.log'}")
+    say("Ctrl-C retires what runs and stops everything")
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    print()
+
+
+def retire_everything(password: str) -> None:
+    """Retire every running server through the hub, as its people would."""
+    say("retiring what runs, stopping the hub")
+    for user in PEOPLE:
+        with suppress(requests.RequestException, StopIteration):
+            person = Person(URL, user).log_in(password)
+            for server in person.servers():
+                person.api("DELETE", f"/users/{user}/servers/{server}")
+
+
 def main() -> None:
     """Run the demo."""
     if os.geteuid() != 0:
-        fail("the hub acts for several people and therefore runs as root. Run: sudo make demo")
+        raise SystemExit("demo: the hub acts for several people and therefore runs as root. Run: sudo make demo")
+    # A polite end is an end like Ctrl-C: what runs is retired and stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    folders = prepare_people()
-    gpus = simulated_gpus()
-    once = os.environ.get("DEMO_ONCE") == "1"
+    prepare_people()
     password = secrets.token_urlsafe(6)
+    hub = Hub(
+        config=HERE / "demo_config.py",
+        folder=STATE,
+        url=URL,
+        environment={
+            "DS01_DEMO_STATE": str(STATE),
+            "DS01_DEMO_PASSWORD": password,
+            "DS01_DEMO_SIMULATED": str(simulated_gpus()),
+        },
+    )
+    (STATE / "hub.log").unlink(missing_ok=True)
     say("starting the hub and its proxy")
-    hub = start_hub(password, gpus)
     try:
-        browser = Browser()
-        browser.log_in("alice", password)
-        say(f"launching alice's project {PROJECT!r}; the first time its image is built")
-        if once:
-            run_once(browser, folders)
-            return
-        browser.launch("alice", PROJECT)
-        say(f"open {URL} and log in as alice or bob (an admin) with the password {password}")
-        say(f"alice's project is at {URL}/user/alice/{server_name(PROJECT)}/lab")
-        say(f"the people's folders are in {STATE / 'people'}; the hub's log is {STATE / 'hub.log'}")
-        say("Ctrl-C retires what runs and stops everything")
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
-        print()
-    finally:
-        say("retiring what runs, stopping the hub")
-        retire_everything(hub, password)
-        stop_hub(hub)
-
-
-def retire_everything(hub: subprocess.Popen[bytes], password: str) -> None:
-    """Retire every running server through the hub, as its people would."""
-    if hub.poll() is not None:
-        return
-    for user in ("alice", "bob"):
-        with suppress(requests.RequestException, StopIteration):
-            browser = Browser()
-            browser.log_in(user, password)
-            headers = {"X-XSRFToken": browser.xsrf, "Referer": f"{URL}/hub/home"}
-            model = browser.session.get(f"{URL}/hub/api/users/{user}", headers=headers, timeout=10).json()
-            for server in model["servers"]:
-                browser.session.delete(f"{URL}/hub/api/users/{user}/servers/{server}", headers=headers, timeout=60)
+        with running(hub):
+            try:
+                person = Person(URL, "alice").log_in(password)
+                say(f"launching alice's project {PROJECT!r}; the first time its image is built")
+                if os.environ.get("DEMO_ONCE") == "1":
+                    show_once(person)
+                else:
+                    show_and_stay(person, password)
+            finally:
+                retire_everything(password)
+    except (LaunchFailed, RuntimeError, requests.RequestException) as error:
+        raise SystemExit(f"demo: {error}\ndemo: the hub's log is {STATE / 'hub.log'}") from error
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

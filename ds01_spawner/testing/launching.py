@@ -22,7 +22,7 @@ Step = Callable[[str], Awaitable[None]]
 """Called with the name of a step before it happens; raises, or never returns, to make it fail or hang."""
 
 
-async def go_on(step: str) -> None:  # noqa: ARG001
+async def go_on(step: str) -> None:
     """Let every step happen."""
 
 
@@ -61,7 +61,7 @@ class FakeEngine:
         if self.down:
             raise EngineUnavailable("Docker Engine does not answer. Tell an administrator.")
 
-    async def create(self, server: ServerContainer, extra: dict[str, Any], extra_host: dict[str, Any]) -> str:  # noqa: ARG002
+    async def create(self, server: ServerContainer, extra: dict[str, Any], extra_host: dict[str, Any]) -> str:
         """Create a container; its name must be free."""
         await self._step("create")
         if any(found.server.name == server.name for found in self.containers.values()):
@@ -78,7 +78,7 @@ class FakeEngine:
         self.containers[container].state = "running"
         return await self.serve(container) if self.serve else "127.0.0.1"
 
-    async def remove(self, container: str, *, grace_seconds: int) -> None:  # noqa: ARG002
+    async def remove(self, container: str, *, grace_seconds: int) -> None:
         """Remove a container, which may be gone."""
         await self._step("remove")
         self.containers.pop(container, None)
@@ -128,7 +128,7 @@ class FakeFolders:
     mounted: Counter[str] = field(default_factory=Counter)
     problem: Exception | None = None
 
-    def mount(self, account: Account, project: str, name: str) -> str:  # noqa: ARG002
+    def mount(self, account: Account, project: str, name: str) -> str:
         """Mount a folder."""
         if self.problem is not None:
             raise self.problem
@@ -155,7 +155,7 @@ class FakeImages:
 
     async def find(
         self, account: Account, options: SpawnOptions, user: str, say: Callable[[int, str], None]
-    ) -> FakeImage:  # noqa: ARG002
+    ) -> FakeImage:
         """Return the image."""
         await self.before("build")
         return FakeImage()
@@ -177,7 +177,7 @@ class FakeRuntime:
 
     before: Step = go_on
 
-    async def prepare(self, image_id: str, *, on_progress: Callable[[str], None]) -> FakeCommand:  # noqa: ARG002
+    async def prepare(self, image_id: str, *, on_progress: Callable[[str], None]) -> FakeCommand:
         """Return the command."""
         await self.before("runtime")
         return FakeCommand()
@@ -210,10 +210,10 @@ class FakeAllocator:
     before: Step = go_on
 
     @asynccontextmanager
-    async def reservation(self, request: Request, *, on_wait: Callable[[Any], None]) -> AsyncIterator[FakeReservation]:  # noqa: ARG002
+    async def reservation(self, request: Request, *, on_wait: Callable[[Any], None]) -> AsyncIterator[FakeReservation]:
         """Hold devices for the block, and after it when they were bound."""
         await self.before("reserve")
-        while len(self._free()) < request.count:
+        while len(self._free()) < request.count:  # noqa: ASYNC110 - a fake's waiting needs no fairness
             await asyncio.sleep(0)
         reservation = FakeReservation(self._free()[: request.count])
         self.leases[request.holder] = reservation.devices

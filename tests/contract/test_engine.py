@@ -113,7 +113,8 @@ class TestRealEngine:
             "import os,pwd,grp,resource;"
             "me=pwd.getpwuid(os.getuid());"
             "open(os.path.expanduser('~/written'),'w').close();"
-            "print(me.pw_name,me.pw_dir,os.getuid(),os.getgid(),54321 in os.getgroups(),grp.getgrgid(os.getgid()).gr_name,"
+            "print(me.pw_name,me.pw_dir,os.getuid(),os.getgid(),54321 in os.getgroups(),"
+            "grp.getgrgid(os.getgid()).gr_name,"
             "os.environ['NVIDIA_VISIBLE_DEVICES'],os.statvfs('/dev/shm').f_blocks*os.statvfs('/dev/shm').f_frsize,"
             "[l for l in open('/proc/self/status') if l.startswith(('CapEff','NoNewPrivs'))])"
         )

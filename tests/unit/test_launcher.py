@@ -65,7 +65,6 @@ class World:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     """A world whose servers answer at once."""
-
     answering: set[asyncio.Task[None] | None] = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -240,7 +239,7 @@ async def test_a_retire_while_the_engine_is_down_keeps_the_devices_and_is_made_u
     assert ALICE in world.allocator.leases
     world.engine.down = False
     async with asyncio.timeout(5):
-        while world.allocator.leases or world.folders.mounted:
+        while world.allocator.leases or world.folders.mounted:  # noqa: ASYNC110 - a condition with a deadline
             await asyncio.sleep(0)
     world.assert_nothing_is_left()
 
