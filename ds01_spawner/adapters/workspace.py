@@ -227,8 +227,7 @@ def _create_project_folder(account: Account, project: str) -> None:
 
 def _write_file(account: Account, path: PurePosixPath, content: bytes, mode: int, *, replace: bool) -> None:
     shown = _HOME / path
-    if not path.name:
-        raise ProjectRefused("A file needs a name. Choose one.")
+    _require_inside(path)
     draft = f".{secrets.token_hex(8)}.ds01"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _opened(_walk(account, path.parent, make=True)) as folder, _explained(account, shown):
@@ -254,7 +253,7 @@ def _walk(account: Account, path: PurePosixPath, *, make: bool = False) -> int:
 
     Args:
         account: whose rights the calling thread has, and who must own each folder.
-        path: relative to the home.
+        path: relative to the home, without ``..``.
         make: whether missing folders are made.
 
     Raises:
@@ -276,13 +275,20 @@ def _walk(account: Account, path: PurePosixPath, *, make: bool = False) -> int:
     return current
 
 
+def _require_inside(path: PurePosixPath) -> None:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in str(path):
+        raise ProjectRefused(
+            f"{quoted(str(path))} is no path inside the home. Use one such as workspace/thesis/Dockerfile."
+        )
+
+
 def _open_home(account: Account) -> int:
     try:
         home = os.open(account.home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise AccountUnavailable(
             f"The home {account.home} of {account.name} cannot be opened ({error.strerror}). "
-            "Ask the admin to make it, or to mount it."
+            "Ask the admin to check that it exists and that its owner can enter every folder above it."
         ) from error
     owner = os.fstat(home).st_uid
     if owner not in {account.uid, 0}:
@@ -295,8 +301,6 @@ def _open_home(account: Account) -> int:
 
 
 def _enter(account: Account, parent: int, name: str, shown: PurePosixPath, *, make: bool) -> int:
-    if name in {"..", "/"} or "\0" in name:
-        raise ProjectRefused(f"{quoted(str(shown))} leads out of the home. Use a path inside it.")
     if make:
         with suppress(FileExistsError), _explained(account, shown):
             os.mkdir(name, 0o700, dir_fd=parent)
