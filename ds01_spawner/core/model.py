@@ -97,6 +97,7 @@ class Lease:
         since: when they were reserved.
         state: reserved or bound.
         container_id: the container that carries the lease once bound, else empty.
+        number: tells two leases of one holder apart.
     """
 
     holder: Holder
@@ -104,10 +105,11 @@ class Lease:
     since: float
     state: LeaseState = LeaseState.RESERVED
     container_id: str = ""
+    number: int = 0
 
 
 class DeviceState(StrEnum):
-    """What a device is to somebody who wants one.  Every device that exists has exactly one; only ``FREE`` is granted."""
+    """What a device is to somebody who wants one.  Each device has exactly one state; only ``FREE`` is granted."""
 
     FREE = "free"
     LEASED = "leased"
@@ -136,24 +138,6 @@ class DeviceStatus:
     owner: str = ""
     reason: str = ""
     exists: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What one user has on this host, in whichever way it was started.
-
-    Attributes:
-        servers: how many of the user's containers exist or are about to.
-        devices: the devices they hold; one that vanished from the inventory counts as a whole GPU.
-    """
-
-    servers: int = 0
-    devices: tuple[Device, ...] = ()
-
-    @property
-    def gpu_equivalents(self) -> Fraction:
-        """The sum over the devices."""
-        return sum((device.gpu_equivalents for device in self.devices), Fraction(0))
 
 
 @dataclass(frozen=True, slots=True)
