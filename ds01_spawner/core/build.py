@@ -1,0 +1,118 @@
+"""The nouns of building images, shared by what orders builds and what carries them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import IO
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The files that a build can read.
+
+    Attributes:
+        digest: over paths, modes and content; empty when there are none.
+        file_count: entries, folders and links included.
+        total_bytes: of content.
+        skipped: paths of devices, FIFOs and sockets, which no image can contain.
+    """
+
+    digest: str = ""
+    file_count: int = 0
+    total_bytes: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PackedContext:
+    """What is handed to the builder.
+
+    Attributes:
+        archive: a tar of the Dockerfile and the files, at its beginning; a real file.
+        dockerfile_name: the Dockerfile's path in it.
+        contents: the files as they were packed.
+    """
+
+    archive: IO[bytes]
+    dockerfile_name: str
+    contents: Contents
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOrder:
+    """One build.
+
+    Attributes:
+        context: what it is made from.
+        labels: the image's labels; they win over the Dockerfile's.
+        cache_namespace: builds with different ones never share ``RUN --mount=type=cache`` folders.
+        from_scratch: whether cached steps are run again.
+        knows_triggers: whether the context was chosen with the base images' ``ONBUILD`` instructions in mind.
+    """
+
+    context: PackedContext
+    labels: Mapping[str, str] = field(hash=False)
+    cache_namespace: str
+    from_scratch: bool = False
+    knows_triggers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """An image on this host.
+
+    Attributes:
+        id: content id, ``sha256:…``.
+        labels: every label.
+        tags: every reference, ``repository:tag``.
+        size_bytes: as the engine reports it.
+        triggers: its ``ONBUILD`` instructions.
+    """
+
+    id: str
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tags: tuple[str, ...] = ()
+    size_bytes: int = 0
+    triggers: tuple[str, ...] = ()
+
+
+class Outcome(StrEnum):
+    """How a build ended."""
+
+    BUILDING = "building"
+    BUILT = "built"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """The hub ended while it ran; said by whoever finds the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRecord:
+    """One build in a project's history.
+
+    Attributes:
+        id: unique within the project, sorts by time.
+        user: JupyterHub's name of the owner.
+        project: the exact project name.
+        recipe: digest of what was built.
+        started_at: epoch seconds.
+        ended_at: epoch seconds; 0 while it runs.
+        outcome: how it ended.
+        reason: the refusal's text when it failed.
+        image_id: what was built, else empty.
+        image_bytes: its size.
+    """
+
+    id: str
+    user: str
+    project: str
+    recipe: str
+    started_at: float
+    ended_at: float = 0.0
+    outcome: Outcome = Outcome.BUILDING
+    reason: str = ""
+    image_id: str = ""
+    image_bytes: int = 0
