@@ -10,16 +10,27 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from ds01_spawner.core import labels, recipe
+from ds01_spawner.buildline import BuildLine
 from ds01_spawner.core.account import Account
-from ds01_spawner.core.build import BuildOrder, BuildRecord, Contents, LocalImage, Outcome, PackedContext
+from ds01_spawner.core.build import (
+    BuildLimits,
+    BuildOrder,
+    BuildRecord,
+    Contents,
+    Image,
+    LocalImage,
+    Outcome,
+    PackedContext,
+    Source,
+)
 from ds01_spawner.core.buildprogress import BuildPhase, BuildProgress
 from ds01_spawner.core.dockerfile import ContextUse, ParsedDockerfile, context_use, parse
 from ds01_spawner.core.project import Dockerfile
@@ -87,57 +98,6 @@ class BuildHistory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BuildLimits:
-    """What builds may take.
-
-    Attributes:
-        concurrent: how many run at once; the rest wait in order.
-        seconds: how long one may take, waiting excluded.
-        free_bytes: how much room must be left for images when one starts.
-    """
-
-    concurrent: int = 2
-    seconds: float = 3600.0
-    free_bytes: int = 10 * 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A project whose image is wanted.
-
-    Attributes:
-        account: whose rights its files are read with.
-        user: JupyterHub's name of the owner.
-        project: the exact project name.
-        repository: what the image is called, such as ``"ds01-alice/thesis"``.
-        default_image: what a project without a Dockerfile uses.
-    """
-
-    account: Account
-    user: str
-    project: str
-    repository: str
-    default_image: str
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image that a project can be launched from.
-
-    Attributes:
-        id: content id, ``sha256:…``.
-        reference: the name it was found under.
-        recipe: digest of what it was built from; empty for the site's default image.
-        built: whether it was built just now.
-    """
-
-    id: str
-    reference: str
-    recipe: str
-    built: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
     """What a look at a project found."""
 
@@ -195,7 +155,7 @@ class Builder:
         self._clock = clock
         self._orders: dict[tuple[str, str, bool], _Order] = {}
         self._tasks: set[asyncio.Task[Image]] = set()
-        self._line = _Line(limits.concurrent)
+        self._line = BuildLine(limits.concurrent)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def ensure(self, source: Source, *, on_progress: OnProgress, rebuild: bool = False) -> Image:
@@ -411,56 +371,6 @@ class Builder:
                 f"{self._limits.free_bytes / 2**30:.1f} GiB. Ask an administrator to make room; until then choose an "
                 "image that is built already."
             )
-
-
-class _Line:
-    """Lets so many in at once; the rest wait in order and know their place."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._inside = 0
-        self._waiting: list[tuple[asyncio.Future[None], Callable[[str], None]]] = []
-
-    @asynccontextmanager
-    async def place(self, on_wait: Callable[[str], None]) -> AsyncIterator[None]:
-        if self._inside < self._most:
-            self._inside += 1
-        else:
-            await self._wait(on_wait)
-        try:
-            yield
-        finally:
-            self._leave()
-
-    async def _wait(self, on_wait: Callable[[str], None]) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ticket = (turn, on_wait)
-        self._waiting.append(ticket)
-        self._tell_places()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting = [other for other in self._waiting if other is not ticket]
-                self._tell_places()
-            else:
-                self._leave()  # it was let in at the same moment
-            raise
-
-    def _leave(self) -> None:
-        # The place goes to the next one directly, so that nobody who comes later slips in.
-        while self._waiting:
-            turn, _ = self._waiting.pop(0)
-            if not turn.cancelled():
-                turn.set_result(None)
-                self._tell_places()
-                return
-        self._inside -= 1
-
-    def _tell_places(self) -> None:
-        running = "another build" if self._most == 1 else f"one of {self._most} other builds"
-        for place, (_, on_wait) in enumerate(self._waiting, 1):
-            on_wait(f"Waiting for {running} to end, place {place} of {len(self._waiting)}")
 
 
 def _read(dockerfile: Dockerfile, repository: str) -> ParsedDockerfile:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import IO
 
+from ds01_spawner.core.account import Account
+
 
 @dataclass(frozen=True, slots=True)
 class Contents:
@@ -76,6 +78,57 @@ class LocalImage:
     tags: tuple[str, ...] = ()
     size_bytes: int = 0
     triggers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """What builds may take.
+
+    Attributes:
+        concurrent: how many run at once; the rest wait in order.
+        seconds: how long one may take, waiting excluded.
+        free_bytes: how much room must be left for images when one starts.
+    """
+
+    concurrent: int = 2
+    seconds: float = 3600.0
+    free_bytes: int = 10 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A project whose image is wanted.
+
+    Attributes:
+        account: whose rights its files are read with.
+        user: JupyterHub's name of the owner.
+        project: the exact project name.
+        repository: what the image is called, such as ``"ds01-alice/thesis"``.
+        default_image: what a project without a Dockerfile uses.
+    """
+
+    account: Account
+    user: str
+    project: str
+    repository: str
+    default_image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that a project can be launched from.
+
+    Attributes:
+        id: content id, ``sha256:…``.
+        reference: the name it was found under.
+        recipe: digest of what it was built from; empty for the site's default image.
+        built: whether it was built just now.
+    """
+
+    id: str
+    reference: str
+    recipe: str
+    built: bool
 
 
 class Outcome(StrEnum):
