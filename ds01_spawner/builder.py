@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from ds01_spawner.core import labels, recipe
 from ds01_spawner.buildline import BuildLine
+from ds01_spawner.core import labels, recipe
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import (
     BuildLimits,
@@ -35,6 +35,8 @@ from ds01_spawner.core.buildprogress import BuildPhase, BuildProgress
 from ds01_spawner.core.dockerfile import ContextUse, ParsedDockerfile, context_use, parse
 from ds01_spawner.core.project import Dockerfile
 from ds01_spawner.errors import BuildFailed, DS01Error, EngineUnavailable, ImageRefused
+
+__all__ = ["BuildEngine", "BuildHistory", "BuildJournal", "BuildLimits", "Builder", "ContextReader", "Image", "Source"]
 
 log = logging.getLogger(__name__)
 
