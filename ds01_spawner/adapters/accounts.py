@@ -21,10 +21,8 @@ from ds01_spawner.core.account import Account
 from ds01_spawner.core.project import WORKSPACE, folder_name, quoted
 from ds01_spawner.errors import AccountUnavailable
 
-ID_MAX = 2**32 - 2
-"""The largest user or group id: the kernel reads 2**32 - 1 as "leave it as it is"."""
-
-_LAST_FOLDER_UID = 2**31 - 1
+ID_MAX = 2**31 - 1
+"""The largest user or group id that Docker Engine runs a container with; the kernel would take twice that."""
 
 _NOBODY = frozenset({65534, 65535})
 """Everybody whom NFS or a user namespace could not place; so a folder of theirs could be anyone's."""
@@ -50,7 +48,7 @@ class LinuxAccounts:
         """
         try:
             entry = pwd.getpwnam(user)
-            groups = tuple(sorted({*os.getgrouplist(entry.pw_name, entry.pw_gid)}))
+            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
         except (KeyError, ValueError) as error:  # ValueError: a NUL or a lone surrogate, which no account has
             raise AccountUnavailable(
                 f"{quoted(user)} has no account on this server. Ask the admin to create one of exactly this name."
@@ -60,10 +58,15 @@ class LinuxAccounts:
                 f"The account of {quoted(user)} could not be looked up ({error.strerror}). "
                 "Try again in a minute; if it persists, tell the admin that the name service does not answer."
             ) from error
-        if not self._first_uid <= entry.pw_uid <= ID_MAX or entry.pw_uid in _NOBODY or entry.pw_gid > ID_MAX:
+        if entry.pw_uid < self._first_uid or entry.pw_uid in _NOBODY:
             raise AccountUnavailable(
                 f"The account {quoted(user)} has user id {entry.pw_uid}; projects run for people, whose ids "
                 f"begin at {self._first_uid} here; this one belongs to the system. Log in with a personal account."
+            )
+        if max(entry.pw_uid, entry.pw_gid) > ID_MAX:
+            raise AccountUnavailable(
+                f"The account {quoted(user)} has user id {entry.pw_uid} and group id {entry.pw_gid}; "
+                f"containers run with ids up to {ID_MAX}. Ask the admin to map the account to smaller ones."
             )
         home = Path(entry.pw_dir)
         if not home.is_absolute() or home == Path("/"):
@@ -71,7 +74,8 @@ class LinuxAccounts:
                 f"The account {quoted(user)} has the home {quoted(entry.pw_dir)}, which is no folder of its own. "
                 "Ask the admin to give it one."
             )
-        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, home)
+        usable = tuple(sorted({group for group in groups if group <= ID_MAX}))
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, usable, home)
 
 
 class FolderAccounts:
@@ -87,8 +91,8 @@ class FolderAccounts:
     """
 
     def __init__(self, root: Path, first_uid: int = 2_100_000_000) -> None:
-        if not 1000 <= first_uid <= _LAST_FOLDER_UID:  # noqa: PLR2004 -- ids below belong to the system
-            raise ValueError(f"first_uid is {first_uid}. Use a number from 1000 to {_LAST_FOLDER_UID}.")
+        if not 1000 <= first_uid <= ID_MAX:  # noqa: PLR2004 -- ids below belong to the system
+            raise ValueError(f"first_uid is {first_uid}. Use a number from 1000 to {ID_MAX}.")
         self._root = root
         self._first_uid = first_uid
 
@@ -157,7 +161,7 @@ class FolderAccounts:
         uid = max(recorded, self._first_uid, *(uid + 1 for uid in used))
         while _known_to_host(uid):
             uid += 1
-        if uid > _LAST_FOLDER_UID:
+        if uid > ID_MAX:
             raise AccountUnavailable(f"No user id is left under {self._root}. Ask the admin to start at a smaller one.")
         # Recorded before it is used: an id may be lost in a crash, but is never given to two people.
         draft = record.with_name(".next-uid.new")
@@ -187,7 +191,7 @@ class FolderAccounts:
         problem = ""
         if not stat.S_ISDIR(status.st_mode):
             problem = "is no folder"
-        elif not self._first_uid <= uid <= _LAST_FOLDER_UID:
+        elif not self._first_uid <= uid <= ID_MAX:
             problem = f"belongs to user id {uid}, which is below this site's first one, {self._first_uid}"
         else:
             twins = [name for name, owner in self._owners() if name != home.name and owner == uid]

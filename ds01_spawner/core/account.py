@@ -15,7 +15,7 @@ class Account:
             JupyterHub's name.
         uid: user id, never 0.
         gid: primary group id.
-        groups: every group id, the primary one included.
+        groups: every group id that a container can have, the primary one included.
         home: absolute path of the home; its parents may contain links that the admin made.
     """
 

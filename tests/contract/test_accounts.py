@@ -28,7 +28,7 @@ def _entry(name: str, uid: int, gid: int = 100, home: str = "/home/someone") -> 
 
 def _know(monkeypatch: pytest.MonkeyPatch, entry: pwd.struct_passwd) -> None:
     monkeypatch.setattr(accounts.pwd, "getpwnam", {entry.pw_name: entry}.__getitem__)
-    monkeypatch.setattr(accounts.os, "getgrouplist", lambda name, gid: [gid, 4_000_000_001, gid])
+    monkeypatch.setattr(accounts.os, "getgrouplist", lambda name, gid: [gid, 2_000_000_001, gid, 4_000_000_001])
 
 
 # -- Linux accounts ------------------------------------------------------------------------------------------------
@@ -47,23 +47,33 @@ def test_the_name_service_is_asked_for_an_account() -> None:
 
 
 def test_a_ten_digit_id_and_a_name_like_an_address_are_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Active Directory gives both."""
-    _know(monkeypatch, _entry("first.last@uni.de", 3_999_999_999, 3_999_999_998, "/home/uni.de/first.last"))
+    """Active Directory gives both; a group that no container can have is left out."""
+    _know(monkeypatch, _entry("first.last@uni.de", 2_147_483_647, 1_999_999_998, "/home/uni.de/first.last"))
     assert LinuxAccounts().find("first.last@uni.de") == Account(
         name="first.last@uni.de",
-        uid=3_999_999_999,
-        gid=3_999_999_998,
-        groups=(3_999_999_998, 4_000_000_001),
+        uid=2_147_483_647,
+        gid=1_999_999_998,
+        groups=(1_999_999_998, 2_000_000_001),
         home=Path("/home/uni.de/first.last"),
     )
 
 
-@pytest.mark.parametrize("uid", [0, 1, 999, 65534, 65535, 2**32 - 1])
+@pytest.mark.parametrize("uid", [0, 1, 999, 65534, 65535])
 def test_a_system_account_is_refused(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
-    """Nothing runs as root, as a daemon, as nobody, or as the id that the kernel reads as a question."""
+    """Nothing runs as root, as a daemon or as nobody."""
     _know(monkeypatch, _entry("daemon", uid))
     with pytest.raises(AccountUnavailable, match=f"user id {uid}"):
         LinuxAccounts().find("daemon")
+
+
+@pytest.mark.parametrize("ids", [(2**31, 1000), (1000, 2**31), (2**32 - 1, 1000)])
+def test_an_id_that_the_engine_refuses_is_refused_clearly(
+    monkeypatch: pytest.MonkeyPatch, ids: tuple[int, int]
+) -> None:
+    """The engine's own message would come after the image was built; ours says who can mend it."""
+    _know(monkeypatch, _entry("alice", *ids))
+    with pytest.raises(AccountUnavailable, match="ids up to 2147483647"):
+        LinuxAccounts().find("alice")
 
 
 def test_a_site_may_begin_lower_but_never_at_root(monkeypatch: pytest.MonkeyPatch) -> None:
