@@ -8,7 +8,7 @@ removes the container first and releases the lease after.  JupyterHub is not kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -61,6 +61,9 @@ class Reservation(Protocol):
     @property
     def devices(self) -> tuple[Device, ...]: ...  # noqa: D102
 
+    def creating(self) -> AbstractAsyncContextManager[None]:
+        """Guard the creation of the container against other allocators of this host."""
+
     def bind(self, container_id: str) -> None:
         """The container carries the lease from now on."""
 
@@ -106,7 +109,7 @@ class Allocator(Protocol):
     """The devices."""
 
     def reservation(
-        self, request: Request, *, on_wait: Callable[[Any], None]
+        self, request: Request, *, on_wait: Callable[[Any], None], groups: Iterable[str]
     ) -> AbstractAsyncContextManager[Reservation]:
         """Reserve what is asked for, waiting in the queue while it is not free."""
 
@@ -256,7 +259,9 @@ class Launcher:
             wanted = order.options
             request = Request(order.holder, wanted.gpus, wanted.kind, wanted.min_memory_gib * 2**30)
             async with (
-                self.allocator.reservation(request, on_wait=lambda waiting: say(65, waiting.sentence)) as reservation,
+                self.allocator.reservation(
+                    request, on_wait=lambda waiting: say(65, waiting.sentence), groups=order.groups
+                ) as reservation,
                 self.gate.enter(lambda before: say(70, _starting_before(before))),
             ):
                 try:
@@ -272,7 +277,8 @@ class Launcher:
             asyncio.to_thread(self.workspaces.mount, prepared.account, order.options.project, mount_name(order.holder))
         )
         server = self._describe(order, prepared, folder, reservation.devices)
-        container = await in_full(self.engine.create(server, order.extra, order.extra_host))
+        async with reservation.creating():
+            container = await in_full(self.engine.create(server, order.extra, order.extra_host))
         say(80, "Starting the notebook server")
         address = await self.engine.start(container)
         reservation.bind(container)

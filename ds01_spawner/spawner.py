@@ -63,8 +63,8 @@ class DS01Spawner(DockerSpawner):
 
     # One launcher for all servers of the hub.  It is on the class because traitlets copies configured values into
     # each instance, and a copied allocator would give the same device twice.
-    launcher: ClassVar[Callable[[], Launcher]]
-    form_source: ClassVar[Callable[[], form.Source]]
+    launcher: ClassVar[staticmethod[[], Launcher]]
+    form_source: ClassVar[staticmethod[[], form.Source]]
 
     retire_grace_seconds = Integer(
         10,
@@ -160,7 +160,7 @@ class DS01Spawner(DockerSpawner):
         self.ended = ""
         try:
             chosen = self._validated_options()
-            self.orm_spawner.display_name = project.display_name(chosen.project)
+            self._show_as(project.display_name(chosen.project))
             launched = await self.launcher().launch(await self._order(chosen), self._narration.say)
         except DS01Error as error:
             self.log.warning("%s was not launched (%s): %s", self._log_name, error.reason, error)
@@ -170,6 +170,11 @@ class DS01Spawner(DockerSpawner):
             self._narration.end()
         self._remember(launched, chosen)
         return f"http://{launched.address}:{self.port}"
+
+    def _show_as(self, display_name: str) -> None:
+        self.orm_spawner.display_name = display_name
+        # Another request would roll the change back, were it not committed before the next wait.
+        self.user.db.commit()
 
     async def _order(self, chosen: SpawnOptions) -> Order:
         extra = await self._rendered(self.extra_create_kwargs)
@@ -231,7 +236,7 @@ class DS01Spawner(DockerSpawner):
         return why
 
     async def stop(self, now: bool = False) -> None:  # noqa: FBT001, FBT002 - JupyterHub's signature
-        """Retire the project: the container is gone when this returns, its devices are free, the folder is untouched."""
+        """Retire the project: when this returns its container is gone, its devices are free, its folder untouched."""
         await self.launcher().retire(self.holder, grace_seconds=0 if now else self.retire_grace_seconds)
         if not self.ended:
             self.ended = "It was retired. The project's files are safe; launch it again whenever you like."
@@ -247,7 +252,7 @@ class DS01Spawner(DockerSpawner):
 
     def get_state(self) -> dict[str, Any]:
         """Return what the hub's database keeps: for display and ``poll``; who holds a device is in the labels."""
-        state = super().get_state()
+        state: dict[str, Any] = super().get_state()
         if self.object_id:
             state |= self._launched
         if self.ended:

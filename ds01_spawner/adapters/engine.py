@@ -35,6 +35,7 @@ NOT_RUNNING = frozenset({"exited", "dead"})
 LOG_BYTES = 10 * 2**20
 CDI_KIND = "nvidia.com/gpu"
 SIGKILL_EXIT = 137
+NO_DEVICE_DRIVER = "could not select device driver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,12 @@ class Engine:
     Args:
         network: the bridge on which servers live.
         options: arguments for ``docker.APIClient``; the environment (``DOCKER_HOST``) decides when empty.
+        simulated: whether devices exist in name only: those without a CDI specification are not asked of the engine.
     """
 
-    def __init__(self, *, network: str, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, *, network: str, options: dict[str, Any] | None = None, simulated: bool = False) -> None:
         self.network = network
+        self._simulated = simulated
         self._options = options or {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
         self._client: docker.APIClient | None = None
@@ -257,7 +260,7 @@ class Engine:
             "host_config": client.create_host_config(**{**host, **extra_host}),
             **extra,
         }
-        container = str(client.create_container(**create)["Id"])
+        container = _create(client, create)
         try:
             client.put_archive(container, "/", self._account_files(client, container, server))
         except BaseException:
@@ -291,6 +294,8 @@ class Engine:
         names = [f"{CDI_KIND}={uuid}" for uuid in devices]
         if all(name in listed for name in names):
             return [DeviceRequest(driver="cdi", device_ids=names)]
+        if self._simulated:
+            return []
         return [DeviceRequest(device_ids=list(devices), capabilities=[["gpu"]])]
 
     async def start(self, container: str) -> str:
@@ -303,6 +308,13 @@ class Engine:
             await self._call(lambda client: client.start(container))
         except NotFound as error:
             raise ServerDied("The container vanished before it started. Launch the project again.") from error
+        except EngineUnavailable as error:
+            if NO_DEVICE_DRIVER not in str(error):
+                raise
+            raise EngineUnavailable(
+                "Docker Engine cannot hand over the GPU: it has neither a CDI specification for it nor NVIDIA's "
+                "container toolkit. An administrator can make the specification with `nvidia-ctk cdi generate`."
+            ) from error
         status = await self.inspect(container)
         if status is None or not status.address:
             why = await self.explain_end(container)
@@ -331,9 +343,12 @@ class Engine:
             # Somebody else is removing it already; gone is what was asked for, so wait for that.
             _wait_until_gone(client, container)
 
-    async def ensure_network(self, subnet: str) -> str:
-        """Make sure that the servers' bridge exists and return its gateway, the host's address on it."""
-        return await self._call(lambda client: self._ensure_network(client, subnet))
+    def ensure_network(self, subnet: str) -> str:
+        """Make sure that the servers' bridge exists and return its gateway, the host's address on it.
+
+        Blocks; for the moment before the hub listens there.
+        """
+        return self._guarded(lambda client: self._ensure_network(client, subnet))
 
     def _ensure_network(self, client: docker.APIClient, subnet: str) -> str:
         try:
@@ -400,6 +415,18 @@ class Engine:
             labels=dict(found["Config"].get("Labels") or {}),
             address=(networks.get(self.network) or {}).get("IPAddress") or "",
         )
+
+
+def _create(client: docker.APIClient, arguments: dict[str, Any]) -> str:
+    try:
+        return str(client.create_container(**arguments)["Id"])
+    except APIError as error:
+        if error.status_code != requests.codes.conflict:
+            raise
+        raise EngineUnavailable(
+            f"A container named {arguments['name']!r} exists already and is not this hub's. An administrator can see "
+            f"it with `docker inspect {arguments['name']}` and remove it."
+        ) from error
 
 
 def device_claims(inspected: dict[str, Any]) -> tuple[str, ...]:

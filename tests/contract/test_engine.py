@@ -57,7 +57,7 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[AnyEngine]:
         yield FakeEngine(network=NETWORK)
         return
     real = Engine(network=NETWORK)
-    await real.ensure_network("")
+    real.ensure_network("")
     yield real
     for holder in (ALICE, Holder("bob", "thesis")):
         for container in await real.held_by(HUB, holder):

@@ -1,0 +1,231 @@
+"""The composition root: one call in ``jupyterhub_config.py`` sets a hub up, and chooses every implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jupyterhub.utils import url_path_join
+
+from ds01_spawner.adapters.accounts import FolderAccounts, LinuxAccounts
+from ds01_spawner.adapters.buildcontext import BuildContexts
+from ds01_spawner.adapters.buildhistory import BuildRecords
+from ds01_spawner.adapters.buildkit import BuildKit
+from ds01_spawner.adapters.engine import Engine
+from ds01_spawner.adapters.eventlog import EventLog
+from ds01_spawner.adapters.imageprobe import ImageProbe
+from ds01_spawner.adapters.limitsfile import LimitsFile
+from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
+from ds01_spawner.adapters.observe import Observer
+from ds01_spawner.adapters.packages import UvPackages
+from ds01_spawner.adapters.probecache import ProbeCache
+from ds01_spawner.adapters.runtimefolder import RuntimeFolder
+from ds01_spawner.adapters.ticketfile import TicketFile
+from ds01_spawner.adapters.workspace import Workspaces
+from ds01_spawner.allocator import Allocator
+from ds01_spawner.builder import Builder, BuildLimits
+from ds01_spawner.core.limits import Limits, Policy, resolve
+from ds01_spawner.core.model import DeviceState
+from ds01_spawner.images import ProjectImages
+from ds01_spawner.launcher import Launcher
+from ds01_spawner.runtime import Runtime
+from ds01_spawner.spawner import DS01Spawner
+from ds01_spawner.startgate import StartGate
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hub's values, and the parts made of them, each when it is first needed.
+
+    The configuration file is read by ``jupyterhub token`` and the like too, so nothing is opened before it is used.
+    The attributes are the arguments of ``configure``.
+    """
+
+    hub: str
+    state_folder: Path
+    runtime_folder: Path
+    people_folder: Path | None
+    default_image: str
+    trusted_images: tuple[str, ...]
+    network: str
+    subnet: str
+    simulated_gpus: int
+    limits_file: Path | None
+    placement: str
+    starts_at_once: int
+    docker: Mapping[str, Any]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The Docker Engine."""
+        return Engine(network=self.network, options=dict(self.docker), simulated=bool(self.simulated_gpus))
+
+    @cached_property
+    def people(self) -> LinuxAccounts | FolderAccounts:
+        """The accounts."""
+        return FolderAccounts(self.people_folder) if self.people_folder else LinuxAccounts()
+
+    @cached_property
+    def workspaces(self) -> Workspaces:
+        """The users' folders."""
+        return Workspaces(Path("/run/ds01") / self.hub)
+
+    @cached_property
+    def events(self) -> EventLog:
+        """The history."""
+        return EventLog(self.state_folder / "events.jsonl")
+
+    @cached_property
+    def limits(self) -> Callable[[str, Any], Limits]:
+        """What a user may have."""
+        if self.limits_file is not None:
+            return LimitsFile(self.limits_file, recorder=self.events).limits
+        unlimited = Policy(defaults=Limits(max_gpu_equivalents=None, max_containers_per_user=None))
+        return lambda user, groups: resolve(unlimited, user, groups, time.time())
+
+    @cached_property
+    def allocator(self) -> Allocator:
+        """The devices."""
+        devices = SimulatedDevices(self.simulated_gpus) if self.simulated_gpus else Nvml()
+        return Allocator(
+            hub=self.hub,
+            observe=Observer(devices, self.engine, time.time).observe,
+            clock=time.time,
+            record=self.events.record,
+            placement=self.placement,
+            limits=self.limits,
+            ticket_store=TicketFile(self.state_folder / "queue.json"),
+        )
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The notebook runtime."""
+        return Runtime(
+            folder=RuntimeFolder(self.runtime_folder),
+            packages=UvPackages(),
+            probe=ImageProbe(self.docker or None),
+            cache=ProbeCache(self.state_folder / "images.json"),
+            trusted_images=self.trusted_images,
+        )
+
+    @cached_property
+    def builder(self) -> Builder:
+        """The builder of projects' images."""
+        builds = self.state_folder / "builds"
+        return Builder(
+            contexts=BuildContexts(self.workspaces, builds),
+            engine=BuildKit(options=dict(self.docker)),
+            history=BuildRecords(builds),
+            limits=BuildLimits(),
+            clock=time.time,
+        )
+
+    @cached_property
+    def launcher(self) -> Launcher:
+        """The launcher that every server of the hub shares."""
+        return Launcher(
+            hub=self.hub,
+            accounts=self.people,
+            workspaces=self.workspaces,
+            images=ProjectImages(self.builder, self.default_image),
+            runtime=self.runtime,
+            allocator=self.allocator,
+            engine=self.engine,
+            limits=self.limits,
+            gate=StartGate(self.starts_at_once),
+            clock=time.time,
+        )
+
+    # -- what the spawn form asks -------------------------------------------------------------------------------------
+
+    async def projects(self, user: str) -> tuple[str, ...]:
+        """Return the names of a user's projects."""
+        return await asyncio.to_thread(lambda: self.workspaces.list_projects(self.people.find(user)))
+
+    async def free_devices(self) -> dict[str, tuple[int, int]]:
+        """Return, for every kind of device, how many are free and how many there are."""
+        counted: dict[str, tuple[int, int]] = {}
+        for status in (await self.allocator.snapshot()).devices:
+            free, all_ = counted.get(status.device.kind, (0, 0))
+            counted[status.device.kind] = (free + (status.state is DeviceState.FREE), all_ + 1)
+        return counted
+
+
+def configure(
+    c: Any,
+    *,
+    default_image: str,
+    hub: str = "jupyterhub",
+    state_folder: str | Path = "/var/lib/ds01",
+    runtime_folder: str | Path | None = None,
+    people_folder: str | Path | None = None,
+    trusted_images: tuple[str, ...] = (),
+    network: str = "ds01",
+    subnet: str = "",
+    simulated_gpus: int = 0,
+    limits_file: str | Path | None = None,
+    placement: str = "packed",
+    starts_at_once: int | None = None,
+    docker: Mapping[str, Any] | None = None,
+) -> None:
+    """Set a hub up for projects: the spawner, its pages, its network, and what JupyterHub must leave to it.
+
+    Call it once in ``jupyterhub_config.py``; values set on ``c`` after it win.
+
+    Args:
+        c: the configuration object.
+        default_image: a local image for projects without a Dockerfile.
+        hub: this hub's name in labels; two hubs on one host need different ones.
+        state_folder: where the event log and what is known of images are kept; made when missing.
+        runtime_folder: where the notebook runtime's package sets are kept; ``runtime`` in the state folder by default.
+        people_folder: a folder with a home per user, for sites whose people have no account on the host; ``None`` takes
+            the host's accounts.
+        trusted_images: local images of the site's own, whose Python may compile package sets.
+        network: name of the bridge on which servers live; made when missing.
+        subnet: of that bridge, such as ``"172.30.0.0/16"``; the engine chooses one when empty.
+        simulated_gpus: how many made-up devices to hand out instead of NVIDIA's, for a trial without a GPU.
+        limits_file: YAML file of limits; without it a server gets the defaults and nobody is counted.
+        placement: ``packed``, ``spread`` or ``affinity``.
+        starts_at_once: how many notebook servers start at the same time; the number of processors by default.
+        docker: arguments for docker-py's ``APIClient``; the environment decides by default.
+
+    Raises:
+        EngineUnavailable: the hub could not serve anybody; says what to do.
+        LimitsRefused: the limits file has mistakes; names every line.
+    """
+    state = Path(state_folder)
+    state.mkdir(mode=0o755, parents=True, exist_ok=True)
+    site = Site(
+        hub=hub,
+        state_folder=state,
+        runtime_folder=Path(runtime_folder) if runtime_folder else state / "runtime",
+        people_folder=Path(people_folder) if people_folder else None,
+        default_image=default_image,
+        trusted_images=tuple(trusted_images),
+        network=network,
+        subnet=subnet,
+        simulated_gpus=simulated_gpus,
+        limits_file=Path(limits_file) if limits_file else None,
+        placement=placement,
+        starts_at_once=starts_at_once or os.cpu_count() or 1,
+        docker=dict(docker or {}),
+    )
+    DS01Spawner.launcher = staticmethod(lambda: site.launcher)
+    DS01Spawner.form_source = staticmethod(lambda: site)
+    c.JupyterHub.spawner_class = DS01Spawner
+    # Servers reach the hub at the bridge's gateway, and nobody outside the host does.
+    c.JupyterHub.hub_ip = site.engine.ensure_network(subnet)
+    c.JupyterHub.allow_named_servers = True
+    # A hub that is restarted or upgraded leaves its people working.
+    c.JupyterHub.cleanup_servers = False
+    # Waiting is the launcher's business: it starts no more at once than the processors carry, and says who waits.
+    c.JupyterHub.concurrent_spawn_limit = 0
+    c.JupyterHub.template_paths = [str(files("ds01_spawner") / "templates" / "hub")]
+    c.JupyterHub.default_url = lambda handler: url_path_join(handler.hub.base_url, "spawn")

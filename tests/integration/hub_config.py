@@ -1,0 +1,34 @@
+"""The hub of the integration tests: people without accounts on this host, simulated devices."""
+
+import os
+from pathlib import Path
+
+from ds01_spawner import configure
+
+c = get_config()  # noqa: F821 - JupyterHub defines it
+
+state = Path(os.environ["DS01_TEST_STATE"])
+port = int(os.environ["DS01_TEST_PORT"])
+
+c.JupyterHub.bind_url = f"http://127.0.0.1:{port}"
+c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{port + 1}"
+c.JupyterHub.hub_port = port + 2
+c.JupyterHub.db_url = f"sqlite:///{state / 'hub.sqlite'}"
+c.JupyterHub.cookie_secret_file = str(state / "cookie_secret")
+c.ConfigurableHTTPProxy.pid_file = str(state / "proxy.pid")
+c.JupyterHub.authenticator_class = "dummy"
+c.DummyAuthenticator.password = os.environ["DS01_TEST_PASSWORD"]
+c.Authenticator.allow_all = True
+c.Authenticator.admin_users = {"root-of-the-lab"}
+
+configure(
+    c,
+    hub=os.environ["DS01_TEST_HUB"],
+    state_folder=state,
+    people_folder=state / "people",
+    runtime_folder=Path(os.environ["DS01_TEST_RUNTIME"]),
+    default_image="ds01/debian:13",
+    trusted_images=("ds01/debian:11", "ds01/debian:12", "ds01/debian:13"),
+    network=os.environ["DS01_TEST_HUB"],
+    simulated_gpus=4,
+)
