@@ -133,7 +133,9 @@ class DS01Spawner(DockerSpawner):
         Raises:
             LaunchRefused: always.
         """
-        raise LaunchRefused(InvalidOptions("Nothing was started yet. Check the choice below, then press Launch."))
+        refusal = LaunchRefused(InvalidOptions("Nothing was started yet. Check the choice below, then press Launch."))
+        refusal.status_code = 200  # the page that follows is what was asked for
+        raise refusal
 
     def _validated_options(self) -> SpawnOptions:
         chosen = options.parse(self.user_options, defaults=self.option_defaults)

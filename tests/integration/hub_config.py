@@ -21,6 +21,8 @@ c.DummyAuthenticator.password = os.environ["DS01_TEST_PASSWORD"]
 c.Authenticator.allow_all = True
 c.Authenticator.admin_users = {"root-of-the-lab"}
 
+c.Spawner.poll_interval = 2
+
 configure(
     c,
     hub=os.environ["DS01_TEST_HUB"],
