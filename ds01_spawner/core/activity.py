@@ -109,6 +109,7 @@ class Reading:
 
     Attributes:
         at: when, monotonic seconds.
+        age_seconds: how long the container has run.
         cpu_seconds: processor time since the container began.
         network_bytes: received plus sent since the container began.
         devices: its leased devices; empty for a CPU server, ``None`` when the driver did not answer.
@@ -118,6 +119,7 @@ class Reading:
     """
 
     at: float
+    age_seconds: float | None = None
     cpu_seconds: float | None = None
     network_bytes: int | None = None
     devices: tuple[DeviceReading, ...] | None = None

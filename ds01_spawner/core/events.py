@@ -26,6 +26,7 @@ KINDS: Mapping[str, str] = {
     "queue.enter": "a server began to wait for a device",
     "queue.leave": "it stopped waiting: granted, cancelled, or started on the CPU instead",
     "maintenance.warn": "a user was told that a server will be retired",
+    "maintenance.cancel": "an announced retirement was called off; details carry the reason",
     "maintenance.keep": "a user asked for a server to be kept longer",
     "maintenance.idle_kill": "an idle server was retired",
     "maintenance.runtime_kill": "a server at its run limit was retired",

@@ -66,14 +66,14 @@ class Watched:
         samples: what it did, oldest first.
         age_seconds: how long its container has run, ``None`` when unknown.
         has_device: whether it holds a device.
-        keep_alive_seconds: how long its user's keep-alive still holds; 0 when there is none.
+        keep_alive_seconds: how long its user's keep-alive still holds; 0 when there is none, ``None`` when unknown.
         deliveries: the warnings that stand, oldest first.
     """
 
     samples: Sequence[Sample] = ()
     age_seconds: float | None = None
     has_device: bool = False
-    keep_alive_seconds: float = 0.0
+    keep_alive_seconds: float | None = 0.0
     deliveries: Sequence[Delivery] = ()
 
 
@@ -106,6 +106,7 @@ class Decision:
         rule: the rule that would end the server next, ``None`` when none would.
         stop_in_seconds: time until then as things stand; ``None`` when no rule would end it.
         device_idle_seconds: how long its device has not been used; 0 without one.
+        look_in_seconds: when something will be decided anew even if nothing happens; ``None`` when nothing will.
         withdrawn: rules whose warnings are called off, because the end they named is no longer near.
     """
 
@@ -116,6 +117,7 @@ class Decision:
     rule: Rule | None = None
     stop_in_seconds: float | None = None
     device_idle_seconds: float = 0.0
+    look_in_seconds: float | None = None
     withdrawn: tuple[Rule, ...] = ()
 
 
@@ -165,8 +167,11 @@ def decide(server: Watched, rules: Rules, demand: Demand, now: float) -> Keep | 
     decisions = [_approach(facts, ending) for ending in endings] or [_no_end(facts)]
     chosen = min(decisions, key=_urgency)
     if isinstance(chosen, Keep):
-        chosen = _device_unused(facts) or chosen
-    return replace(chosen, withdrawn=tuple(_withdrawn(facts, endings)))
+        # Why it is kept is the idle rule's to say, when the sooner end is only the far one of its run.
+        reason = chosen.reason if chosen.reason is Reason.WARNED else decisions[0].reason
+        chosen = _device_unused(facts) or replace(chosen, reason=reason)
+    steps = [step for ending in endings for step in _steps(ending, now)]
+    return replace(chosen, look_in_seconds=min(steps, default=None), withdrawn=tuple(_withdrawn(facts, endings)))
 
 
 def idle_clock(samples: Sequence[Sample], counting: Counting, rules: Rules) -> Clock:
@@ -245,7 +250,7 @@ def _idle_end(facts: _Facts) -> _Ending | None:
         return None
     clock, server = facts.clock, facts.server
     ends = {Reason.WITHIN: facts.now + facts.limit - clock.idle_seconds}
-    if server.keep_alive_seconds > 0:
+    if server.keep_alive_seconds:
         ends[Reason.KEEP_ALIVE] = facts.now + server.keep_alive_seconds
     if server.age_seconds is not None:
         ends[Reason.YOUNG] = facts.now + facts.rules.grace_seconds - server.age_seconds
@@ -258,7 +263,9 @@ def _blocked(facts: _Facts) -> Reason | None:
     server = facts.server
     if not server.samples:
         return Reason.NO_WINDOW
-    if facts.now - server.samples[-1].at > facts.rules.gap_seconds or server.age_seconds is None:
+    if None in (server.age_seconds, server.keep_alive_seconds):
+        return Reason.UNKNOWN
+    if facts.now - server.samples[-1].at > facts.rules.gap_seconds:
         return Reason.UNKNOWN
     return {Use.ACTIVE: Reason.ACTIVE, Use.UNKNOWN: Reason.UNKNOWN, Use.IDLE: None}[facts.clock.newest]
 
@@ -300,6 +307,11 @@ def _approach(facts: _Facts, ending: _Ending) -> Keep | Warn | Retire:
     if nearer or level > max(delivery.level for delivery in standing):
         return facts.warn(Reason.DUE_SOON, ending.rule, stop_at - facts.now, level)
     return facts.keep(Reason.WARNED, ending.rule, stop_at - facts.now)
+
+
+def _steps(ending: _Ending, now: float) -> Iterator[float]:
+    if ending.blocked is None:
+        yield from (step for lead in (*ending.leads, 0.0) if (step := ending.at - lead - now) > 0)
 
 
 def _no_end(facts: _Facts) -> Keep:

@@ -249,7 +249,7 @@ def test_a_young_server_has_its_grace() -> None:
 
 def test_an_exempt_user_is_not_retired() -> None:
     """No limit is no limit, and the reason says so."""
-    life = Life(rules=replace(RULES, idle_seconds=None, run_seconds=None)).live(minutes("idle", 3000))
+    life = Life(rules=replace(RULES, idle_seconds=None, run_seconds=None)).live(minutes("idle", 300))
     assert life.retired_at is None
     assert life.seen[-1][1].reason is Reason.EXEMPT
 
@@ -312,6 +312,13 @@ def test_an_unknown_age_keeps() -> None:
     """Neither rule ends a server that may have started a minute ago."""
     life = Life(age_known=False, rules=replace(RULES, run_seconds=600)).live(minutes("idle", 120))
     assert life.retired_at is None
+
+
+def test_an_unknown_keep_alive_keeps() -> None:
+    """A home that does not answer may hold a keep-alive."""
+    life = Life().live(minutes("idle", 29))
+    decision = decide(replace(life.watched(), keep_alive_seconds=None), RULES, CALM, life.now + MINUTE)
+    assert (type(decision), decision.reason) == (Keep, Reason.UNKNOWN)
 
 
 def test_short_limits_shorten_the_warnings() -> None:
