@@ -10,6 +10,7 @@ DS01Error
 │   └── DeviceRefused       no device can satisfy the request, now or ever
 └── Fault                   ours or the host's; the user sees one sentence, the log sees the cause
     ├── EngineUnavailable   Docker Engine did not answer, or answered with an error of its own
+    ├── HubUnavailable      the hub did not answer a service, or refused what it may do
     ├── AccountUnavailable  the user's account or home folder cannot be used
     ├── RuntimeUnavailable  the notebook runtime for a Python version cannot be made
     ├── LimitsFileInvalid   the limits file cannot be used; carries every problem with its line
@@ -124,6 +125,13 @@ class EngineUnavailable(Fault):
     """Docker Engine did not answer, or answered with an error of its own."""
 
     reason = "engine-unavailable"
+    status = 503
+
+
+class HubUnavailable(Fault):
+    """The hub did not answer a service, or refused what it may do."""
+
+    reason = "hub-unavailable"
     status = 503
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from ds01_spawner.errors import Fault
+from ds01_spawner.errors import HubUnavailable
 
 _PAGED: Final = "application/jupyterhub-pagination+json"
 _PAGE_SIZE: Final = 200
@@ -21,13 +21,6 @@ _OK: Final = 200
 _ACCEPTED: Final = 202
 _NO_CONTENT: Final = 204
 _NOT_FOUND: Final = 404
-
-
-class HubUnavailable(Fault):
-    """The hub did not answer, or refused what a service may do."""
-
-    reason = "hub-unavailable"
-    status = 503
 
 
 @dataclass(frozen=True, slots=True)

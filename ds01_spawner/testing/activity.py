@@ -12,7 +12,7 @@ from typing import Any
 
 from ds01_spawner.adapters.activity import ContainerUnreadable, DeviceMeter, Place
 from ds01_spawner.adapters.cullerfiles import CullerFiles
-from ds01_spawner.adapters.hub import HubServer, HubUnavailable
+from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.adapters.nvml import DeviceLook
 from ds01_spawner.adapters.outbound import NotDelivered
 from ds01_spawner.core import labels, tickets
@@ -20,7 +20,7 @@ from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import DeviceReading, Kernel, Reading, Terminal
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Container, Device, Holder, Process, Request
-from ds01_spawner.errors import AccountUnavailable, EngineUnavailable, ProjectRefused
+from ds01_spawner.errors import AccountUnavailable, EngineUnavailable, HubUnavailable, ProjectRefused
 from ds01_spawner.services.culler.acts import Acts
 from ds01_spawner.services.culler.channels import Channels
 from ds01_spawner.services.culler.passes import Culler, World

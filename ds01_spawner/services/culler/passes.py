@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ds01_spawner.adapters.activity import DeviceMeter, Place
-from ds01_spawner.adapters.hub import HubServer, HubUnavailable
+from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.core import claims, labels, tickets
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import DeviceReading, Reading
@@ -18,7 +18,7 @@ from ds01_spawner.core.idleness import Retire, decide
 from ds01_spawner.core.idlerules import Demand, rules_of
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Container, Holder
-from ds01_spawner.errors import DS01Error
+from ds01_spawner.errors import DS01Error, HubUnavailable
 from ds01_spawner.services.culler.acts import Acts
 from ds01_spawner.services.culler.report import Report
 from ds01_spawner.services.culler.settings import Settings
