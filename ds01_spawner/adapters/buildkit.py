@@ -149,7 +149,7 @@ class BuildKit:
             BuildFailed: the Dockerfile did not build; carries the step and the log's end.
             EngineUnavailable: the builder could not be asked.
         """
-        run = _Run(self._command, order, on_lines)
+        run = _Run(self._command, self._environment(), order, on_lines)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # A thread of its own for each build: in a shared pool, long builds would keep short calls waiting.
         threading.Thread(target=run.work, args=(ended,), name="build", daemon=True).start()
@@ -166,6 +166,12 @@ class BuildKit:
                     await self.discard(run.image_id)
             raise
         return await self._result(run, order)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in _BLAND if name in os.environ}
+        if "base_url" in self._options:
+            environment["DOCKER_HOST"] = str(self._options["base_url"])
+        return environment | {"DOCKER_CLI_HINTS": "false", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 
     async def _result(self, run: _Run, order: BuildOrder) -> str:
         if run.exit_code == 0 and run.image_id and (order.knows_triggers or not run.state.has_triggers):
@@ -207,8 +213,15 @@ def _settle(ended: asyncio.Future[None], error: Exception | None) -> None:
 class _Run:
     """One run of the client, in a thread."""
 
-    def __init__(self, command: tuple[str, ...], order: BuildOrder, on_lines: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        environment: dict[str, str],
+        order: BuildOrder,
+        on_lines: Callable[[list[str]], None],
+    ) -> None:
         self._command = command
+        self._environment = environment
         self._order = order
         self._on_lines = on_lines
         self._process: subprocess.Popen[bytes] | None = None
@@ -281,16 +294,14 @@ class _Run:
             command += ["--label", f"{key}={value}"]
         if order.from_scratch:
             command.append("--no-cache")
-        environment = {name: os.environ[name] for name in _BLAND if name in os.environ}
-        # The client would keep a note of every build in root's home.
-        environment |= {"BUILDX_CONFIG": folder, "DOCKER_CLI_HINTS": "false", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
         try:
             return subprocess.Popen(
                 [*command, "-"],
                 stdin=order.context.archive,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=environment,
+                # The client would keep a note of every build in root's home.
+                env=self._environment | {"BUILDX_CONFIG": folder},
                 cwd=folder,
                 start_new_session=True,
             )

@@ -37,7 +37,7 @@ class Rule:
         while path:
             if self._regex.fullmatch(path):
                 return True
-            path = posixpath.dirname(path)
+            path = path.rpartition("/")[0]
         return False
 
     def can_match_below(self, folder: str) -> bool:

@@ -23,6 +23,9 @@ _BLANK = " \t\v\f\r"
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)")
 _FLAG = re.compile(rf"(--[^{_BLANK}]*)[{_BLANK}]*")
 _HEREDOC = re.compile(r"^\d*<<(-?)([^<]+)$")
+_QUOTED_PIECE = r"(?:\\.|'[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\\'\"\s])"
+_QUOTED_WORD = re.compile(rf"{_QUOTED_PIECE}+", re.DOTALL)
+_QUOTED_LINE = re.compile(rf"(?:{_QUOTED_PIECE}|\s)*", re.DOTALL)
 _PLAIN_VARIABLE = re.compile(r"\$\{\w+(?::?[-+?][^\s{}\"'\\$]*)?\}")
 _COPY_FLAGS = frozenset(["from", "chown", "chmod", "link", "exclude", "checksum", "keep-git-dir", "unpack"])
 _RUN_FLAGS = frozenset(["mount", "network", "security", "device"])
@@ -236,15 +239,17 @@ class _LogicalLines:
             number = self._next
             if not line or line.startswith("#"):
                 continue
-            parts, goes_on = self._split(line)
+            part, goes_on = self._split(line)
+            parts = [part]
             while goes_on and self._next < len(self._lines):
                 line = self._take()
                 if not line.strip() or line.lstrip().startswith("#"):
                     continue
                 part, goes_on = self._split(line)
-                parts += part
-            if parts.strip():
-                yield number, parts.strip()
+                parts.append(part)
+            text = "".join(parts).strip()
+            if text:
+                yield number, text
 
     def skip_heredoc(self, name: str, *, strips_tabs: bool) -> bool:
         """Pass over a here-document's body; return whether its end was found."""
@@ -321,20 +326,6 @@ def _heredocs_are_clear(rest: str) -> bool:
 
 def _shell_words(line: str) -> list[str] | None:
     """Split at blanks outside quotes, keeping the quotes; ``None`` when a quote is not closed."""
-    words: list[str] = []
-    word, quote, escaped = "", "", False
-    for character in line:
-        if escaped or character == quote:
-            word, quote = word + character, quote if escaped else ""
-            escaped = False
-        elif character == "\\" and quote != "'":
-            word, escaped = word + character, True
-        elif not quote and character in "'\"":
-            word, quote = word + character, character
-        elif not quote and character in _BLANK:
-            words, word = ([*words, word] if word else words), ""
-        else:
-            word += character
-    if quote or escaped:
+    if not _QUOTED_LINE.fullmatch(line):
         return None
-    return [*words, word] if word else words
+    return _QUOTED_WORD.findall(line)
