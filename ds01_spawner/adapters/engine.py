@@ -6,34 +6,28 @@ every other server; order per container is kept by whoever calls (the spawner ha
 
 from __future__ import annotations
 
-import asyncio
 import io
-import json
 import tarfile
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import docker
 import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig
 from docker.types import Mount as DockerMount
 
+from ds01_spawner.adapters.dockerclient import DockerClient
+from ds01_spawner.adapters.gpuclaims import CDI_KIND, cdi_devices, device_claims
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer, add_account
 from ds01_spawner.core.model import Container, Holder
 from ds01_spawner.errors import EngineUnavailable, ServerDied
 
-T = TypeVar("T")
-
 THREADS = 16
 NOT_RUNNING = frozenset({"exited", "dead"})
 LOG_BYTES = 10 * 2**20
-CDI_KIND = "nvidia.com/gpu"
 SIGKILL_EXIT = 137
 NO_DEVICE_DRIVER = "could not select device driver"
 
@@ -97,9 +91,7 @@ class Engine:
     def __init__(self, *, network: str, options: dict[str, Any] | None = None, simulated: bool = False) -> None:
         self.network = network
         self._simulated = simulated
-        self._options = options or {}
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
-        self._client: docker.APIClient | None = None
+        self._docker = DockerClient("engine", THREADS, options)
         self._accounts: dict[str, tuple[str, str]] = {}
         self._claims: dict[str, tuple[str, ...]] = {}
 
@@ -112,7 +104,7 @@ class Engine:
             EngineUnavailable: nothing can be said about it; it is not known to be gone.
         """
         try:
-            found = await self._call(lambda client: client.inspect_container(container))
+            found = await self._docker.call(lambda client: client.inspect_container(container))
         except NotFound:
             return None
         return self._status(found)
@@ -120,7 +112,7 @@ class Engine:
     async def image(self, reference: str) -> ImageInfo | None:
         """Return an image by reference or id, ``None`` when it is not on this host."""
         try:
-            found = await self._call(lambda client: client.inspect_image(reference))
+            found = await self._docker.call(lambda client: client.inspect_image(reference))
         except NotFound:
             return None
         config = found.get("Config") or {}
@@ -137,7 +129,7 @@ class Engine:
         Raises:
             EngineUnavailable: the list could not be read completely.
         """
-        return await self._call(self._list)
+        return await self._docker.call(self._list)
 
     def _list(self, client: docker.APIClient) -> tuple[Container, ...]:
         found = []
@@ -172,13 +164,13 @@ class Engine:
             f"{labels.USER}={holder.user}",
             f"{labels.SERVER}={holder.server}",
         ]
-        listed = await self._call(lambda client: client.containers(all=True, filters={"label": wanted}))
+        listed = await self._docker.call(lambda client: client.containers(all=True, filters={"label": wanted}))
         return tuple(entry["Id"] for entry in listed)
 
     async def log_tail(self, container: str, lines: int = 20) -> tuple[str, ...]:
         """Return the last lines that a container printed; empty when there are none or it is gone."""
         try:
-            raw = await self._call(lambda client: client.logs(container, tail=lines))
+            raw = await self._docker.call(lambda client: client.logs(container, tail=lines))
         except NotFound:
             return ()
         return tuple(raw.decode(errors="replace").splitlines())
@@ -214,7 +206,7 @@ class Engine:
             extra: the site's own additions to the engine's create call.
             extra_host: the site's own additions to its host configuration.
         """
-        return await self._call(lambda client: self._create(client, server, extra, extra_host))
+        return await self._docker.call(lambda client: self._create(client, server, extra, extra_host))
 
     def _create(
         self,
@@ -305,7 +297,7 @@ class Engine:
             ServerDied: the engine could not start it, or it ended at once.
         """
         try:
-            await self._call(lambda client: client.start(container))
+            await self._docker.call(lambda client: client.start(container))
         except NotFound as error:
             raise ServerDied("The container vanished before it started. Launch the project again.") from error
         except EngineUnavailable as error:
@@ -328,7 +320,7 @@ class Engine:
             container: its id.
             grace_seconds: time between SIGTERM and SIGKILL; 0 kills at once.
         """
-        await self._call(lambda client: self._remove(client, container, grace_seconds))
+        await self._docker.call(lambda client: self._remove(client, container, grace_seconds))
 
     def _remove(self, client: docker.APIClient, container: str, grace_seconds: int) -> None:
         try:
@@ -348,7 +340,7 @@ class Engine:
 
         Blocks; for the moment before the hub listens there.
         """
-        return self._guarded(lambda client: self._ensure_network(client, subnet))
+        return self._docker.ask(lambda client: self._ensure_network(client, subnet))
 
     def _ensure_network(self, client: docker.APIClient, subnet: str) -> str:
         try:
@@ -375,32 +367,13 @@ class Engine:
     async def remove_network(self) -> None:
         """Remove the servers' bridge; one that is not there is no error."""
         try:
-            await self._call(lambda client: client.remove_network(self.network))
+            await self._docker.call(lambda client: client.remove_network(self.network))
         except NotFound:
             return
 
     def close(self) -> None:
         """Let running calls end and take no more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    # -- one way to the engine ----------------------------------------------------------------------------------
-
-    async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
-
-    def _guarded(self, work: Callable[[docker.APIClient], T]) -> T:
-        try:
-            if self._client is None:
-                self._client = docker.APIClient(version="auto", **(self._options or _from_environment()))
-            return work(self._client)
-        except NotFound:
-            raise
-        except APIError as error:
-            raise EngineUnavailable(f"Docker Engine refused: {error.explanation or error}") from error
-        except (DockerException, requests.RequestException, OSError) as error:
-            raise EngineUnavailable(
-                "Docker Engine does not answer. If it is not being restarted right now, tell an administrator."
-            ) from error
+        self._docker.close()
 
     def _status(self, found: dict[str, Any]) -> ContainerStatus:
         state = found["State"]
@@ -429,62 +402,6 @@ def _create(client: docker.APIClient, arguments: dict[str, Any]) -> str:
         ) from error
 
 
-def device_claims(inspected: dict[str, Any]) -> tuple[str, ...]:
-    """Return the devices that a container was given: UUIDs, indices (``"0"``) or ``"all"``, from the engine's record.
-
-    ``NVIDIA_VISIBLE_DEVICES`` counts only under an nvidia runtime: elsewhere it is a word without effect, and many
-    images carry it.
-    """
-    host = inspected["HostConfig"]
-    claims: list[str] = []
-    for request in host.get("DeviceRequests") or ():
-        ids = request.get("DeviceIDs") or ()
-        if request.get("Driver") == "cdi":
-            claims += [name.partition("=")[2] for name in ids if name.startswith(f"{CDI_KIND}=")]
-        elif ids:
-            claims += ids
-        elif request.get("Count"):
-            # The engine turns a count into the first so many indices; -1 is all of them.
-            claims += ["all"] if request["Count"] < 0 else map(str, range(request["Count"]))
-    if "nvidia" in (host.get("Runtime") or ""):
-        environment = dict(item.partition("=")[::2] for item in inspected["Config"].get("Env") or ())
-        visible = environment.get("NVIDIA_VISIBLE_DEVICES", "")
-        claims += [part.strip() for part in visible.split(",") if part.strip() not in ("", "none", "void")]
-    for node in host.get("Devices") or ():
-        number = node.get("PathOnHost", "").removeprefix("/dev/nvidia")
-        if number.isdigit():
-            claims.append(number)
-    claims += labels.devices_of(inspected["Config"].get("Labels") or {})
-    return tuple(dict.fromkeys(claims))
-
-
-def cdi_devices(info: dict[str, Any]) -> frozenset[str]:
-    """Return the CDI names that the engine can inject.
-
-    Engines from 28.2 list them; older ones only name the folders of the specifications, which are read here.
-    """
-    if "DiscoveredDevices" in info:
-        return frozenset(entry["ID"] for entry in info["DiscoveredDevices"] or () if entry.get("Source") == "cdi")
-    names: set[str] = set()
-    for folder in info.get("CDISpecDirs") or ():
-        for path in sorted(Path(folder).glob("*")):
-            names |= set(_spec_names(path))
-    return frozenset(names)
-
-
-def _spec_names(path: Path) -> Iterable[str]:
-    import yaml  # noqa: PLC0415 - only engines before 28.2 get here
-
-    if path.suffix not in (".json", ".yaml", ".yml"):
-        return ()
-    try:
-        text = path.read_text()
-        spec = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        return [f"{spec['kind']}={device['name']}" for device in spec["devices"]]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return ()  # the engine ignores a broken specification too
-
-
 def _read_file(client: docker.APIClient, container: str, path: str) -> str:
     try:
         chunks, _ = client.get_archive(container, path)
@@ -505,7 +422,3 @@ def _wait_until_gone(client: docker.APIClient, container: str, seconds: float = 
             return
         time.sleep(0.05)
     raise EngineUnavailable(f"Docker Engine has been removing container {container[:12]} for {seconds:.0f} s.")
-
-
-def _from_environment() -> dict[str, Any]:
-    return dict(docker.utils.kwargs_from_env())
