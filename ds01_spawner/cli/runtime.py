@@ -19,8 +19,7 @@ from ds01_spawner.core.imagefacts import SUPPORTED
 from ds01_spawner.errors import DS01Error
 from ds01_spawner.runtime import Runtime
 
-DEFAULT_FOLDER = Path("/var/lib/ds01/runtime")
-DEFAULT_STATE = Path("/var/lib/ds01/state")
+DEFAULT_STATE = Path("/var/lib/ds01")
 
 
 def open_runtime(
@@ -47,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the sets of the named Python versions and print where they are."""
     parser = argparse.ArgumentParser(prog="ds01-runtime", description=__doc__)
     parser.add_argument("version", nargs="+", choices=SUPPORTED, help="Python versions, such as 3.11 3.12")
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="default: %(default)s")
-    parser.add_argument("--state", type=Path, default=DEFAULT_STATE, help="default: %(default)s")
+    parser.add_argument(
+        "--state", type=Path, default=DEFAULT_STATE, help="the hub's state folder; default: %(default)s"
+    )
+    parser.add_argument("--folder", type=Path, help="the runtime folder; default: runtime in the state folder")
     parser.add_argument(
         "--trusted-image",
         action="append",
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    runtime = open_runtime(options.folder, options.state, trusted_images=options.trusted_image)
+    folder = options.folder or options.state / "runtime"
+    runtime = open_runtime(folder, options.state, trusted_images=options.trusted_image)
     return asyncio.run(_make(runtime, options.version))
 
 
