@@ -25,8 +25,7 @@ from ds01_spawner.errors import AccountUnavailable
 
 T = TypeVar("T")
 
-_ID_MAX: Final = 2**32 - 2  # the kernel reads 2**32 - 1 as a question for the present id
-_ASK: Final = 2**32 - 1
+_ASK: Final = 2**32 - 1  # no id: the kernel changes nothing and answers with the present one
 
 # glibc's setgroups() changes every thread of the process; the system call changes the one that makes it.
 _SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81}
@@ -73,9 +72,8 @@ def act_as(account: Account, task: Callable[[], T]) -> T:
 
 def _become(account: Account) -> None:
     """Give the calling thread the account's rights for the rest of its life."""
-    ids = (account.uid, account.gid, *account.groups)
-    if account.uid == 0 or not all(0 <= number <= _ID_MAX for number in ids):
-        raise AccountUnavailable(f"{account.name} has the ids {ids}, with which nothing is done here.")
+    if account.uid == 0:
+        raise AccountUnavailable("Nothing is done for root here. Log in with a personal account.")
     number = _SETGROUPS.get(platform.machine())
     if number is None:
         raise AccountUnavailable(f"Acting for a user is not supported on {platform.machine()} processors.")
@@ -83,7 +81,7 @@ def _become(account: Account) -> None:
     failed = _libc.syscall(ctypes.c_long(number), ctypes.c_size_t(len(groups)), groups) != 0
     _libc.setfsgid(account.gid)
     _libc.setfsuid(account.uid)
-    # setfsuid reports no failure: asked again with an impossible id, it returns the present one.
+    # They report no failure, so they are asked what became of it.
     taken = (_libc.setfsuid(_ASK) & 0xFFFFFFFF, _libc.setfsgid(_ASK) & 0xFFFFFFFF)
     # Root's other capabilities would pass a quota (CAP_SYS_RESOURCE) or, under some secure bits, every permission.
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)

@@ -47,7 +47,7 @@ _PROJECT_DIGITS = 12
 _USER_DIGITS = 20
 
 _SERVER = re.compile(r"[a-z](?:-?[a-z0-9])*")
-_CONTAINER_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
+_CONTAINER_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _IMAGE_PART = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _CONTAINER_JOINT = "._."
@@ -159,7 +159,7 @@ def container_name(user: str, project: str) -> str:
 
     Docker's rule: ``[a-zA-Z0-9][a-zA-Z0-9_.-]+``.
     """
-    # A joint inside a part would make two pairs of parts one name.
+    # The first joint ends the project, so a project with one inside could be read as another project and user.
     left = "" if _CONTAINER_JOINT in project else project
     return _plain_or_hashed(left, project, _CONTAINER_PART, _PROJECT_DIGITS) + _CONTAINER_JOINT + folder_name(user)
 
@@ -175,8 +175,7 @@ def image_repository(user: str, project: str) -> str:
 
 def folder_name(user: str) -> str:
     """Return a folder's name for a user, unique on the host, at most 100 characters, never hidden."""
-    plain = "" if _CONTAINER_JOINT in user else _spell(user, {"@": "-at-"})
-    return _plain_or_hashed(plain, user, _CONTAINER_PART, _USER_DIGITS)
+    return _plain_or_hashed(_spell(user, {"@": "-at-"}), user, _CONTAINER_PART, _USER_DIGITS)
 
 
 def hostname(project: str) -> str:

@@ -423,9 +423,28 @@ def test_mounting_again_shows_the_new_folder_only(alice: Account, workspaces: Wo
     workspaces.mount(alice, "old", "x")
     shown = workspaces.mount(alice, "new", "x")
     assert os.path.samestat(Path(shown).stat(), (alice.home / "workspace" / "new").stat())
+    assert Path("/proc/self/mountinfo").read_text().count(shown) == 1
+    subprocess.run(["mount", "--bind", alice.home / "workspace" / "old", shown], check=True)
     workspaces.unmount("x")
     assert workspaces.mounted() == ()
     assert str(site / "run") not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_what_is_mounted_inside_a_project_later_is_not_shown(alice: Account, workspaces: Workspaces) -> None:
+    """Where mounts are shared, as on any host with systemd, the engine's place still shows one file system only."""
+    workspaces.create_project_folder(alice, "thesis")
+    workspaces.write_file(alice, project_path("thesis") / "inner" / "data", b"")
+    thesis = alice.home / "workspace" / "thesis"
+    subprocess.run(["mount", "--bind", thesis, thesis], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", thesis], check=True)
+        shown = Path(workspaces.mount(alice, "thesis", "x"))
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", thesis / "inner"], check=True)
+        assert list((thesis / "inner").iterdir()) == []
+        assert [path.name for path in (shown / "inner").iterdir()] == ["data"]
+    finally:
+        workspaces.unmount("x")
+        subprocess.run(["umount", "--recursive", thesis], check=True)
 
 
 def test_a_mount_in_use_can_be_taken_away(alice: Account, workspaces: Workspaces) -> None:
