@@ -3,12 +3,13 @@
 The function runs in a thread of its own that takes the user's file system ids and groups, gives up every capability,
 and ends.  Nothing has to be taken back, so nothing can be forgotten; the other threads stay root.
 
-Why a thread and not a child process: it takes a tenth of a millisecond where a Python child takes tens, it returns open
-descriptors and exceptions as they are, it does not fork a process full of threads and locks, and it works where the
-user may not even execute the hub's Python.  A child could be killed when a file server hangs; a thread waits, so
-callers give each call a thread and a deadline of their own.  Why file system ids (``setfsuid``) and not effective ones: they are what decides on files, on this host and on an
-NFS server that does not trust root, while the thread's owner stays root, so that the user cannot signal or trace the
-hub.
+Why a thread and not a child process: it takes a tenth of a millisecond where a Python child takes tens, it returns
+open descriptors and exceptions as they are, it does not fork a process full of threads and locks, and it works where
+the user may not even execute the hub's Python.  A child could be killed when a file server hangs; a thread waits, so
+callers give each call a thread and a deadline of their own.
+
+Why file system ids (``setfsuid``) and not effective ones: they are what decides on files, on this host and on an NFS
+server that does not trust root, while the thread's owner stays root, so that the user cannot signal or trace the hub.
 """
 
 from __future__ import annotations
