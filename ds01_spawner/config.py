@@ -87,7 +87,9 @@ class Site:
         """What a user may have."""
         if self.limits_file is not None:
             return LimitsFile(self.limits_file, recorder=self.events).limits
-        unlimited = Policy(defaults=Limits(max_gpu_equivalents=None, max_containers_per_user=None))
+        unlimited = Policy(
+            defaults=Limits(max_gpu_equivalents=None, max_gpu_slots_per_container=None, max_containers_per_user=None)
+        )
         return lambda user, groups: resolve(unlimited, user, groups, time.time())
 
     @cached_property
@@ -140,6 +142,7 @@ class Site:
             engine=self.engine,
             limits=self.limits,
             gate=StartGate(self.starts_at_once),
+            record=self.events.record,
             clock=time.time,
         )
 

@@ -8,6 +8,7 @@ removes the container first and releases the lease after.  JupyterHub is not kno
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from ds01_spawner.core.model import Device, Holder, Request
 from ds01_spawner.core.options import SpawnOptions
 from ds01_spawner.errors import EngineUnavailable, ServerDied
 from ds01_spawner.startgate import StartGate
+
+log = logging.getLogger(__name__)
 
 WORKSPACE = "/workspace"
 CONNECT_RETRY_SECONDS = 0.02
@@ -203,6 +206,7 @@ class Launcher:
         engine: the containers.
         limits: what a user, in these groups, may have.
         gate: how many servers start at once.
+        record: writes an event: ``record(kind, user=…, server=…, **facts)``.
         clock: epoch seconds.
     """
 
@@ -218,6 +222,7 @@ class Launcher:
         engine: Engine,
         limits: Callable[[str, frozenset[str]], Limits],
         gate: StartGate,
+        record: Callable[..., None],
         clock: Callable[[], float],
     ) -> None:
         self.hub = hub
@@ -229,6 +234,7 @@ class Launcher:
         self.engine = engine
         self.limits = limits
         self.gate = gate
+        self.record = record
         self.clock = clock
         self._retries: set[asyncio.Future[None]] = set()
         self._locks: WeakValueDictionary[Holder, asyncio.Lock] = WeakValueDictionary()
@@ -283,6 +289,15 @@ class Launcher:
         address = await self.engine.start(container)
         reservation.bind(container)
         await self._until_ready(container, address, order)
+        self.record(
+            "container.start",
+            user=order.holder.user,
+            server=order.holder.server,
+            project=order.options.project,
+            container=container,
+            image=prepared.image.id,
+            devices=server.devices,
+        )
         return Launched(
             container_id=container,
             container_name=server.name,
@@ -371,6 +386,17 @@ class Launcher:
                 continue
             return
 
+    async def explain_end(self, holder: Holder, container: str) -> str | None:
+        """Say why a server's container does not run, ``None`` while it does, or may for all that is known."""
+        try:
+            why = await self.engine.explain_end(container)
+        except EngineUnavailable as error:
+            log.warning("%s/%s counts as running: %s", holder.user, holder.server, error)
+            return None
+        if why is not None:
+            self.record("container.stop", user=holder.user, server=holder.server, container=container, why=why)
+        return why
+
     async def _undo(self, holder: Holder, grace_seconds: int = 0) -> None:
         await self._discard(holder, grace_seconds)
         await self.allocator.release(holder)
@@ -379,6 +405,7 @@ class Launcher:
         # By label, not by name or memory: after a killed hub nobody remembers the id.
         for container in await self.engine.held_by(self.hub, holder):
             await self.engine.remove(container, grace_seconds=grace_seconds)
+            self.record("container.remove", user=holder.user, server=holder.server, container=container)
         await asyncio.to_thread(self.workspaces.unmount, mount_name(holder))
 
 

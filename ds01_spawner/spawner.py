@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import url_path_join
-from traitlets import Dict, Integer, default
+from traitlets import Dict, default
 
 from ds01_spawner import form
 from ds01_spawner.core import options, project
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.options import SpawnOptions
-from ds01_spawner.errors import BuildFailed, DS01Error, EngineUnavailable, InvalidOptions
+from ds01_spawner.errors import BuildFailed, DS01Error, InvalidOptions
 from ds01_spawner.launcher import Launched, Launcher, Order
 from ds01_spawner.narration import Narration
 
@@ -65,16 +65,6 @@ class DS01Spawner(DockerSpawner):
     # each instance, and a copied allocator would give the same device twice.
     launcher: ClassVar[staticmethod[[], Launcher]]
     form_source: ClassVar[staticmethod[[], form.Source]]
-
-    retire_grace_seconds = Integer(
-        10,
-        min=0,
-        help="""
-        Time, in seconds, that a server's processes have between SIGTERM and SIGKILL when it is retired.
-
-        0 kills at once.  Longer lets training code write a checkpoint; a retire waits at most this long.
-        """,
-    ).tag(config=True)
 
     option_defaults = Dict(
         help="""
@@ -185,7 +175,7 @@ class DS01Spawner(DockerSpawner):
             extra_host.setdefault("binds", self.volume_binds)
         return Order(
             holder=self.holder,
-            groups=frozenset(group.name for group in self.user.groups),
+            groups=self._groups(),
             options=chosen,
             environment=self.get_env(),
             port=self.port,
@@ -194,6 +184,9 @@ class DS01Spawner(DockerSpawner):
             extra=extra,
             extra_host=extra_host,
         )
+
+    def _groups(self) -> frozenset[str]:
+        return frozenset(group.name for group in self.user.groups)
 
     async def _rendered(self, value: Any) -> dict[str, Any]:
         # The site's own additions keep DockerSpawner's meaning: a dict or a callable, with {username} and the like.
@@ -228,18 +221,15 @@ class DS01Spawner(DockerSpawner):
             return None
         if not self.object_id:
             return 0
-        try:
-            why = await self.launcher().engine.explain_end(self.object_id)
-        except EngineUnavailable:
-            self.log.warning("Docker Engine does not answer: %s counts as running", self._log_name)
-            return None
+        why = await self.launcher().explain_end(self.holder, self.object_id)
         if why is not None:
             self.ended = why
         return why
 
     async def stop(self, now: bool = False) -> None:  # noqa: FBT001, FBT002 - JupyterHub's signature
         """Retire the project: when this returns its container is gone, its devices are free, its folder untouched."""
-        await self.launcher().retire(self.holder, grace_seconds=0 if now else self.retire_grace_seconds)
+        limits = self.launcher().limits(self.user.name, self._groups())
+        await self.launcher().retire(self.holder, grace_seconds=0 if now else int(limits.sigterm_grace_seconds))
         if not self.ended:
             self.ended = "It was retired. The project's files are safe; launch it again whenever you like."
 

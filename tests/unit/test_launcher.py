@@ -90,6 +90,7 @@ async def world() -> AsyncIterator[World]:
         engine=engine,
         limits=lambda user, groups: Limits(),
         gate=StartGate(2),
+        record=lambda kind, **facts: None,
         clock=lambda: 1_000_000.0,
     )
     yield World(launcher, engine, folders, allocator, server.sockets[0].getsockname()[1])
