@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,17 @@ PROJECT = "First steps"
 def say(text: str) -> None:
     """Print one line of progress."""
     print(f"demo: {text}", flush=True)
+
+
+def require_ports() -> None:
+    """End with a sentence when the hub's ports are taken."""
+    for port in (8000, 8001):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            raise SystemExit(
+                f"demo: port {port} is in use, which the hub needs. See who has it with: ss -ltnp 'sport = :{port}'"
+            ) from None
 
 
 def prepare_people() -> None:
@@ -126,6 +138,7 @@ def main() -> None:
         raise SystemExit("demo: the hub acts for several people and therefore runs as root. Run: sudo make demo")
     # A polite end is an end like Ctrl-C: what runs is retired and stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    require_ports()
     STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
     prepare_people()
     password = secrets.token_urlsafe(6)

@@ -142,7 +142,8 @@ def site(make_site: Callable[..., Site]) -> Iterator[Site]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
     """Show the end of the hub's log with every failure that had a hub."""
     report = yield
-    used = getattr(item, "funcargs", {}).get("site")
-    if report.failed and used is not None:
+    found = getattr(item, "funcargs", {})
+    used = found.get("site") or found.get("own_site")
+    if report.failed and isinstance(used, Site):
         report.sections.append(("the hub's log", "\n".join(used.hub.log.splitlines()[-60:])))
     return report
