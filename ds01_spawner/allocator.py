@@ -483,12 +483,10 @@ class Allocator:
         return self._closed or (looker is not None and (looker.done() or looker.cancelling() > 0))
 
     def _recall(self) -> Remembered | None:
-        text = self._ticket_store.read() if self._ticket_store else None
-        if not text:
-            return None
         try:
-            return tickets.decode(text)
-        except ValueError as error:
+            text = self._ticket_store.read() if self._ticket_store else None
+            return tickets.decode(text) if text else None
+        except (OSError, ValueError) as error:
             log.warning("Places in the queue are lost, because their file cannot be read: %s", error)
             return None
 

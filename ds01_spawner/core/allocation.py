@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ds01_spawner.core import limits as limits_
 from ds01_spawner.core import tickets
@@ -262,7 +262,7 @@ class Allocation:
             holder = entry.request.holder
             kinds = self._kinds(entry)
             candidates = table.candidates(entry, kinds)
-            if not candidates:
+            if kinds and not candidates:
                 table.keep(entry, kinds)
                 continue
             try:
@@ -272,6 +272,8 @@ class Allocation:
             except DS01Error as refusal:
                 self.leave(holder)
                 refusals.append((entry, refusal))
+                continue
+            if not candidates:
                 continue
             chosen = place(self._placement, candidates, entry.request.count, self._around(holder.user))
             table.take(entry, chosen)
@@ -339,7 +341,8 @@ class Allocation:
         sizes = {
             device.kind: (device.gpu_equivalents, device.memory_bytes)
             for device in self.ledger.inventory.existing.values()
-            if (limits is None or limits.grants(device))
+            if fits(request, device)
+            and (limits is None or limits.grants(device))
             and (left is None or request.count * device.gpu_equivalents <= left)
         }
         return sorted(sizes, key=lambda kind: (*sizes[kind], kind))
@@ -360,8 +363,17 @@ class Allocation:
         return self._limits(user, self._groups.get(user, ())) if self._limits else None
 
     def _check(self, request: Request, limits: Limits | None, holding: tuple[Held, ...]) -> None:
-        if limits:
-            limits_.check(limits, request, holding)
+        if limits is None:
+            return
+        if request.count and not request.kind:
+            # Any kind will do: if the smallest that this host has is too much, then everything is.
+            sizes = [
+                (device.gpu_equivalents, device.kind)
+                for device in self.ledger.inventory.existing.values()
+                if fits(request, device) and limits.grants(device)
+            ]
+            request = replace(request, kind=min(sizes)[1]) if sizes else request
+        limits_.check(limits, request, holding)
 
     def _held_and_waited_for(self, entry: Entry) -> tuple[Held, ...]:
         """Return what the user holds, and what the user has asked for earlier and waits for."""

@@ -70,13 +70,15 @@ class Table:
 
     def take(self, entry: Entry, devices: Iterable[Device]) -> None:
         """Note that the entry starts now on these devices."""
+        ends = self._now + (entry.shortest_seconds or 0.0)
         for device in devices:
             if self._open.get(device.kind, {}).pop(device.uuid, None):
-                self._expect(device, self._now + (entry.shortest_seconds or 0.0))
+                self._expect(device, ends)
             self._kept.get(device.kind, {}).pop(device.uuid, None)
             for other in self._inventory.overlapping(device.uuid):
                 neighbour = self._inventory.by_uuid[other]
-                self._open.get(neighbour.kind, {}).pop(other, None)
+                if self._open.get(neighbour.kind, {}).pop(other, None):
+                    self._expect(neighbour, ends)
                 self._kept.get(neighbour.kind, {}).pop(other, None)
 
     def keep(self, entry: Entry, kinds: Iterable[str]) -> None:
@@ -88,13 +90,17 @@ class Table:
             return
         start, opened, later = min(options, key=lambda option: option[0])
         kind = (opened or later)[0].kind
+        least = entry.request.min_memory_bytes
+        # Any device that fits may be the first to come free, not only the one that is expected first.
+        coming = [device for _, _, device in self._later.get(kind, ()) if device.memory_bytes >= least]
         if later:
             gone = {device.uuid for device in later}
             self._later[kind] = [item for item in self._later[kind] if item[2].uuid not in gone]
-        for device in (*opened, *later):
+        for device in (*opened, *coming):
             self._set_apart(device, start)
             for other in self._inventory.overlapping(device.uuid):
                 self._set_apart(self._inventory.by_uuid[other], start)
+        for device in (*opened, *later):
             self._expect(device, start + (entry.shortest_seconds or 0.0))
 
     def _promise(self, entry: Entry, kind: str) -> tuple[float, list[Device], list[Device]] | None:

@@ -15,7 +15,7 @@ Four rules keep a device from being given twice or lost:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -166,8 +166,10 @@ class Ledger:
         )
         return tuple(held)
 
-    def _equivalents(self, uuids: Iterable[str]) -> Fraction:
-        return sum((self.device(uuid).gpu_equivalents for uuid in uuids), Fraction(0))
+    def _equivalents(self, uuids: Collection[str]) -> Fraction:
+        devices = [self.device(uuid) for uuid in uuids]
+        # Who has a whole GPU has its instances with it.
+        return sum((device.gpu_equivalents for device in devices if device.parent not in uuids), Fraction(0))
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -353,6 +355,16 @@ class Ledger:
         self._claimed, self._strays = claims.occupants(
             seen.containers, seen.processes or (), self.inventory, carried, self._infrastructure
         )
+        listed = {container.id for container in seen.containers}
+        for uuid, process in tuple(self._strays.items()):
+            lease = self.lease_on(uuid)
+            if (
+                lease
+                and lease.state is LeaseState.RESERVED
+                and process.container_id
+                and process.container_id not in listed
+            ):
+                del self._strays[uuid]  # the lease's own container, started between the two halves of the look
 
     def _settle(self, statuses: dict[str, DeviceStatus]) -> list[Change]:
         """Keep the account of devices that are set aside, and learn the baseline of those that are clean."""
@@ -407,9 +419,6 @@ class Ledger:
             _require(lease.holder == holder, f"{lease} is filed under {holder}")
             _require((lease.state is LeaseState.BOUND) == bool(lease.container_id), f"{lease} has the wrong state")
             _require(all(self._holders[uuid] == holder for uuid in lease.devices), f"{lease} lost a device")
-        for uuid in held:
-            shared = set(self.inventory.overlapping(uuid)).intersection(held)
-            _require(not shared, f"{uuid} and {shared} share hardware and are both leased")
         statuses = {status.device.uuid: status for status in self.statuses()}
         for uuid in self._free:
             _require(statuses[uuid].state is DeviceState.FREE, f"{uuid} counts as free but is {statuses[uuid]}")

@@ -92,6 +92,12 @@ def _leased(sight: Sight, device: Device) -> DeviceStatus:
         reasons.append(f"It is leased, but {claimant.what} claims it too.")
     if stray:
         reasons.append(f"It is leased, but {process_occupant(stray).what} uses it too.")
+    # Never by a grant; but containers may be adopted while their devices cannot be read, and turn out to share one GPU.
+    reasons += (
+        f"It shares hardware with a device that is leased to {other.user}."
+        for uuid_ in sight.inventory.overlapping(uuid)
+        if (other := sight.holders.get(uuid_)) and other != sight.holders[uuid]
+    )
     return DeviceStatus(device, DeviceState.LEASED, holder=sight.holders[uuid], reason=" ".join(reasons), exists=exists)
 
 
