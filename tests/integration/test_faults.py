@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -159,17 +160,17 @@ class PrivateEngine:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        settings = {
+            "hosts": [self.address],
+            "data-root": f"{self.folder}/data",
+            "exec-root": f"{self.folder}/exec",
+            "pidfile": f"{self.folder}/dockerd.pid",
+            "bridge": "none",
+        }
+        (self.folder / "daemon.json").write_text(json.dumps(settings))
         with (self.folder / "dockerd.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    "dockerd",
-                    f"--host={self.address}",
-                    f"--data-root={self.folder}/data",
-                    f"--exec-root={self.folder}/exec",
-                    f"--pidfile={self.folder}/dockerd.pid",
-                    "--bridge=none",
-                    "--feature=cdi=true",
-                ],
+                ["dockerd", "--config-file", self.folder / "daemon.json"],
                 env={**os.environ, "PATH": f"/opt/ds01-engine/usr/sbin:/opt/ds01-engine/usr/bin:{os.environ['PATH']}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
