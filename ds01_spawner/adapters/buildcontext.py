@@ -35,6 +35,7 @@ PACK_SECONDS = 600.0
 REMEMBERED_BYTES = 64 * 1024 * 1024
 _ANSWER_BYTES = 32 * 1024 * 1024
 _CHUNK = 1024 * 1024
+_PATH_CHARACTERS = 200
 _TAR_OVERHEAD_PER_FILE = 8192
 
 # The package's own __init__ would import JupyterHub, which a process that lives for 50 ms has no use for.
@@ -263,7 +264,7 @@ def _read_answer(answer: Mapping[str, Any], limits: ContextLimits) -> Contents:
             digest=str(answer["files"])[:64],
             file_count=int(answer["count"]),
             total_bytes=int(answer["bytes"]),
-            skipped=tuple(str(path)[:200] for path in answer["skipped"]),
+            skipped=tuple(str(path)[:_PATH_CHARACTERS] for path in answer["skipped"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AccountUnavailable("The project's folder could not be read for the build. Try again.") from error
@@ -286,14 +287,14 @@ def _describe_unfit(facts: Mapping[str, Any], limits: ContextLimits) -> str:
 def _describe_size(facts: Mapping[str, Any], limits: ContextLimits) -> str:
     largest = [(str(name), int(size), int(count)) for name, size, count in facts.get("largest") or ()]
     listed = ", ".join(f"{name} ({_gib(size)} in {count:,} files)" for name, size, count in largest)
-    lines = " ".join(name.rstrip("/") for name, _, _ in largest if name.endswith("/"))
+    lines = ", ".join(f"“{name.rstrip('/')}”" for name, _, _ in largest if name.endswith("/"))
     more = "at least " if facts.get("at_least") else ""
     return (
         f"The Dockerfile can read {more}{_gib(int(facts['bytes']))} in {int(facts['count']):,} files of the project's "
         f"folder; a build here may be given {_gib(limits.total_bytes)} in {limits.file_count:,} files. "
         f"Largest: {listed}. "
-        f"Leave data out by writing such lines into .dockerignore: {lines or '*.data'}. Or copy only what the "
-        "image needs, such as COPY requirements.txt . The data itself is always at /workspace when the project runs."
+        f"Leave data out by writing such lines into .dockerignore: {lines or '“*.csv”'}. Or copy only what the "
+        "image needs, such as “COPY requirements.txt /tmp/”. The data itself is always at /workspace when the project runs."
     )
 
 

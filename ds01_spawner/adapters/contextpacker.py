@@ -35,6 +35,7 @@ IGNORE_FILE = ".dockerignore"
 IGNORE_BYTES_MAX = 1024 * 1024
 _CHUNK = 1024 * 1024
 _SETTLED_NS = 2_000_000_000
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -191,7 +192,10 @@ def _become(uid: int, gid: int, groups: list[int]) -> None:
         os.setresuid(uid, uid, uid)
     if set(os.getresuid()) != {uid} or uid == 0:
         raise PermissionError(f"this process is {os.getresuid()} and cannot become {uid}")
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    # Some hosts let a process be traced although it changed its user id (fs.suid_dumpable).
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise PermissionError("this process cannot give up its privileges")
 
 
 def main() -> None:

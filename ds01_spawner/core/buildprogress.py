@@ -181,8 +181,12 @@ class BuildState:
         vertex = self._vertices.get(digest)
         if vertex is None or not isinstance(data, str):
             return []
+        try:
+            printed = base64.b64decode(data)
+        except ValueError:
+            return []
         output = vertex.outputs.setdefault(2 if stream == 2 else 1, _Output())  # noqa: PLR2004
-        return [line for text in output.feed(base64.b64decode(data)) for line in self._keep(digest, vertex, text)]
+        return [line for text in output.feed(printed) for line in self._keep(digest, vertex, text)]
 
     def _keep(self, digest: str, vertex: _Vertex, line: str) -> list[str]:
         head = self._head(digest, vertex)
