@@ -62,7 +62,7 @@ class UserNotes:
             with self._folder(account, project) as folder:
                 look = partial(os.stat, KEEP_ALIVE, dir_fd=folder, follow_symlinks=False)
                 status = act_as(account, look)
-        except (FileNotFoundError, ProjectRefused):
+        except (FileNotFoundError, PermissionError, ProjectRefused):
             # A folder that its user made unusable holds no keep-alive: it would be a way to keep a server for ever.
             return 0.0
         if not stat.S_ISREG(status.st_mode):
@@ -109,12 +109,14 @@ def _is_foreign(folder: int) -> bool:
         return False
     except OSError:
         return True
-    with os.fdopen(file, "rb") as opened:
-        # A folder, a pipe or a device has no size to seek in; a user's own file does not end with the mark.
-        with suppress(OSError):
-            opened.seek(-len(_MARK), os.SEEK_END)
-            return opened.read(len(_MARK)) != _MARK
+    try:
+        # A folder, a pipe or a device has no end to read from; a user's own file does not end with the mark.
+        os.lseek(file, -len(_MARK), os.SEEK_END)
+        return os.read(file, len(_MARK)) != _MARK
+    except OSError:
         return True
+    finally:
+        os.close(file)
 
 
 def _remove_own(folder: int) -> None:

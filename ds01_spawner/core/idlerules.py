@@ -57,8 +57,8 @@ class Rules:
             raise ValueError(f"leads are listed from the longest to the shortest, not {self.lead_seconds}")
         if not 0 <= self.notice_seconds <= self.lead_seconds[-1]:
             raise ValueError(f"the notice, {self.notice_seconds} s, is longer than the shortest lead")
-        if not 0 < self.demand_factor <= 1 or self.demand_share <= 0:
-            raise ValueError("the demand factor is above 0 and at most 1, the demand share above 0")
+        if not 0 < self.demand_factor <= 1 or self.demand_share < 0:
+            raise ValueError("the demand factor is above 0 and at most 1, the demand share 0 or more")
         if not 0 <= self.grace_seconds < math.inf:
             raise ValueError("the grace period is 0 seconds or more")
 

@@ -351,7 +351,7 @@ def test_the_run_age_may_jitter() -> None:
         {"notice_seconds": -1},
         {"demand_factor": 0},
         {"demand_factor": 1.5},
-        {"demand_share": 0},
+        {"demand_share": -0.1},
         {"gap_seconds": 0},
         {"grace_seconds": -1},
         {"grace_seconds": math.nan},
