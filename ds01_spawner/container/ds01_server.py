@@ -66,15 +66,22 @@ def _enter_virtual_environment() -> None:
 def set_environment() -> None:
     """Prepare what kernels and terminals inherit: a place where ``pip install`` can write and Python looks."""
     base = os.path.expanduser("~/.local")
-    version = "python%d.%d" % sys.version_info[:2]
+    inside = os.path.join("lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+    packages = os.path.join(base, inside)
     # Python leaves out a user site that does not exist when it starts, so a first `pip install` would not be found.
     try:
-        os.makedirs(os.path.join(base, "lib", version, "site-packages"), exist_ok=True)
+        os.makedirs(packages, exist_ok=True)
     except OSError as error:
         sys.stderr.write("ds01: no folder for `pip install`: %s\n" % error)
     # Debian marks its Python as its own; in a container that is gone tomorrow there is nothing to protect.
     os.environ.setdefault("PIP_BREAK_SYSTEM_PACKAGES", "1")
     os.environ["PATH"] = os.path.join(base, "bin") + os.pathsep + os.environ.get("PATH", os.defpath)
+    if os.path.isfile(os.path.join(sys.prefix, "pyvenv.cfg")) and not os.access(
+        os.path.join(sys.prefix, inside), os.W_OK
+    ):
+        # A virtual environment has no user site to fall back to when it belongs to root, as in most images.
+        os.environ.setdefault("PIP_PREFIX", base)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), packages]))
 
 
 def shell_command() -> list[str]:

@@ -21,11 +21,14 @@ RUNTIME_FIRST = "--ds01-runtime-first"
 
 def set_path(*, runtime_first: bool) -> None:
     """Make the runtime's kernel packages importable, and this folder not."""
-    sys.path[:] = [entry for entry in sys.path if entry not in (HERE, PACKAGES)]
+    rest = [entry for entry in sys.path if entry not in (HERE, PACKAGES)]
     if runtime_first:
-        sys.path.insert(0, PACKAGES)
+        library = os.path.dirname(os.__file__)
+        # The image's PYTHONPATH stands before the standard library and may be what stops the kernel: so after it.
+        standard = [entry for entry in rest if entry in (library, os.path.join(library, "lib-dynload"))]
+        sys.path[:] = [*standard, PACKAGES, *(entry for entry in rest if entry not in standard)]
     else:
-        sys.path.append(PACKAGES)
+        sys.path[:] = [*rest, PACKAGES]
 
 
 def import_kernel() -> Any:
@@ -46,7 +49,7 @@ def main() -> None:
     set_path(runtime_first=runtime_first)
     try:
         kernelapp = import_kernel()
-    except Exception:
+    except (Exception, SystemExit):
         if runtime_first:
             raise
         traceback.print_exc()

@@ -374,22 +374,24 @@ def choose_plan(facts: ImageFacts, trial: TrialResult | None) -> tuple[ServerPla
         plan = ServerPlan.RUNTIME_FIRST
     if trial is not None and not trial.kernel_image_first:
         notices.append(
-            "Packages of this image are too old for a notebook kernel, so notebooks use the site's copy of these few: "
-            f"{_names(facts)}. Scripts in a terminal are not affected. "
-            "To use your own, upgrade them in the Dockerfile (`RUN pip install --upgrade ipykernel`)."
-            + (f" Python said: {trial.kernel_error}" if trial.kernel_error else "")
+            "A notebook kernel does not start with this image's own packages"
+            + (f" ({trial.kernel_error})" if trial.kernel_error else "")
+            + f". So in notebooks, and there only, the site's copies of a few come first: {_shared(facts)}. To use "
+            "your own, upgrade them in the Dockerfile, for example with `RUN pip install --upgrade ipykernel`."
         )
     if facts.has_server and trial is not None:
         if trial.server_image_first:
             plan = ServerPlan.IMAGE_FIRST
         else:
             notices.append(
-                f"This image's own JupyterLab {facts.packages['jupyterlab']} could not be used, so the site's is. "
-                "To use your own, upgrade it in the Dockerfile (`RUN pip install --upgrade jupyterlab`)."
-                + (f" Python said: {trial.server_error}" if trial.server_error else "")
+                f"This image's own JupyterLab {facts.packages['jupyterlab']} cannot be used"
+                + (f" ({trial.server_error})" if trial.server_error else "")
+                + ", so the site's is. To use your own, upgrade it in the Dockerfile: "
+                "`RUN pip install --upgrade jupyterlab`."
             )
     return plan, tuple(notices)
 
 
-def _names(facts: ImageFacts) -> str:
-    return ", ".join(f"{name} {version}".strip() for name, version in facts.packages.items() if name in KERNEL_PACKAGES)
+def _shared(facts: ImageFacts) -> str:
+    names = [name for name in facts.packages if name in KERNEL_PACKAGES]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")  # noqa: PLR2004
