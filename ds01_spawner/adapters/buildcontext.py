@@ -294,7 +294,7 @@ def _describe_size(facts: Mapping[str, Any], limits: ContextLimits) -> str:
         f"folder; a build here may be given {_gib(limits.total_bytes)} in {limits.file_count:,} files. "
         f"Largest: {listed}. "
         f"Leave data out by writing such lines into .dockerignore: {lines or '“*.csv”'}. Or copy only what the "
-        "image needs, such as “COPY requirements.txt /tmp/”. The data itself is always at /workspace when the project runs."
+        "image needs, such as “COPY requirements.txt /tmp/”. The data is at /workspace anyway when the project runs."
     )
 
 
