@@ -11,7 +11,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -33,6 +33,7 @@ from ds01_spawner.core.build import (
 )
 from ds01_spawner.core.buildprogress import BuildPhase, BuildProgress
 from ds01_spawner.core.dockerfile import ContextUse, ParsedDockerfile, context_use, parse
+from ds01_spawner.core.overview import Standing
 from ds01_spawner.core.project import Dockerfile
 from ds01_spawner.errors import BuildFailed, DS01Error, EngineUnavailable, ImageRefused
 
@@ -139,6 +140,7 @@ class Builder:
         history: remembers builds.
         limits: what builds may take.
         clock: epoch seconds.
+        alone: holds off other processes that build the same image, by its repository.
     """
 
     def __init__(
@@ -149,12 +151,14 @@ class Builder:
         history: BuildHistory,
         limits: BuildLimits,
         clock: Callable[[], float],
+        alone: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._contexts = contexts
         self._engine = engine
         self._history = history
         self._limits = limits
         self._clock = clock
+        self._alone = alone
         self._orders: dict[tuple[str, str, bool], _Order] = {}
         self._tasks: set[asyncio.Task[Image]] = set()
         self._line = BuildLine(limits.concurrent)
@@ -199,6 +203,24 @@ class Builder:
                 f"This project has no image kept as “{tag}”. Choose “latest”, or a tag from the project's page."
             )
         return Image(found.id, reference, found.labels.get(labels.RECIPE, ""), built=False)
+
+    async def compare(self, source: Source) -> tuple[Standing, bool]:
+        """Return how the project's image stands to its recipe, and whether files beside the Dockerfile matter for that.
+
+        Nothing is built.
+
+        Raises:
+            ProjectRefused: the project's folder or Dockerfile cannot be used.
+            AccountUnavailable: the user's home cannot be used.
+            EngineUnavailable: the engine does not answer.
+        """
+        dockerfile = await self._contexts.read_dockerfile(source.account, source.project)
+        if dockerfile is None:
+            return Standing.DEFAULT, False
+        plan, found = await self._look(source, dockerfile, rebuild=False)
+        if found is None:
+            return Standing.MISSING, not plan.use.is_empty
+        return Standing.CURRENT if _is_current(found, plan) else Standing.CHANGED, not plan.use.is_empty
 
     async def close(self) -> None:
         """Stop every build, and return when none is left."""
@@ -281,7 +303,7 @@ class Builder:
         lock = self._locks.setdefault(repository, asyncio.Lock())
         if lock.locked():
             order.tell(BuildProgress(BuildPhase.WAITING, "Waiting for an earlier build of this project to end"))
-        async with lock:
+        async with lock, self._alone(repository):
             previous = await self._engine.inspect(f"{repository}:latest")
             if previous is not None and not plan.rebuild and _is_current(previous, plan):
                 return Image(previous.id, f"{repository}:latest", plan.recipe, built=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from ds01_spawner.adapters.accounts import FolderAccounts, LinuxAccounts
 from ds01_spawner.adapters.buildcontext import BuildContexts
 from ds01_spawner.adapters.buildhistory import BuildRecords
 from ds01_spawner.adapters.buildkit import BuildKit
+from ds01_spawner.adapters.buildlock import BuildLocks
 from ds01_spawner.adapters.engine import Engine
 from ds01_spawner.adapters.eventlog import EventLog
 from ds01_spawner.adapters.imageprobe import ImageProbe
@@ -36,6 +39,7 @@ from ds01_spawner.core.model import DeviceState
 from ds01_spawner.images import ProjectImages
 from ds01_spawner.launcher import Launcher
 from ds01_spawner.runtime import Runtime
+from ds01_spawner.services.portal import settings as portal
 from ds01_spawner.spawner import DS01Spawner
 from ds01_spawner.startgate import StartGate
 
@@ -127,6 +131,7 @@ class Site:
             history=BuildRecords(builds),
             limits=BuildLimits(),
             clock=time.time,
+            alone=BuildLocks(builds / ".locks").held,
         )
 
     @cached_property
@@ -231,4 +236,54 @@ def configure(
     # Waiting is the launcher's business: it starts no more at once than the processors carry, and says who waits.
     c.JupyterHub.concurrent_spawn_limit = 0
     c.JupyterHub.template_paths = [str(files("ds01_spawner") / "templates" / "hub")]
-    c.JupyterHub.default_url = lambda handler: url_path_join(handler.hub.base_url, "spawn")
+    c.JupyterHub.default_url = _first_page
+    c.JupyterHub.template_vars = {**_listed(c, "template_vars", {}), "projects_service": portal.SERVICE}
+    _add_portal(c, site)
+
+
+def _first_page(handler: Any) -> str:
+    """The page after login: my projects."""
+    return f"{url_path_join(handler.settings['base_url'], 'services', portal.SERVICE)}/"
+
+
+def _listed(c: Any, name: str, empty: Any) -> Any:
+    """Return what the configuration holds already under a name of ``JupyterHub``."""
+    found = c.JupyterHub.get(name)
+    return found if isinstance(found, type(empty)) else empty
+
+
+def _add_portal(c: Any, site: Site) -> None:
+    settings = portal.Settings(
+        hub=site.hub,
+        state_folder=site.state_folder,
+        network=site.network,
+        default_image=site.default_image,
+        people_folder=site.people_folder,
+        limits_file=site.limits_file,
+        simulated_gpus=site.simulated_gpus,
+        docker=site.docker,
+    )
+    service = {
+        "name": portal.SERVICE,
+        "command": [sys.executable, "-m", "ds01_spawner.services.portal"],
+        "url": f"http://127.0.0.1:{_free_port()}",
+        # The hub does not hand its environment on; what the service shares with it is how the engine is reached.
+        "environment": {
+            portal.VARIABLE: settings.to_json(),
+            **{name: value for name, value in os.environ.items() if name.startswith("DOCKER_")},
+        },
+        "oauth_client_allowed_scopes": list(portal.PERSON_SCOPES),
+        # It is a page of the hub's own: asking people whether they trust it would teach them to click.
+        "oauth_no_confirm": True,
+    }
+    c.JupyterHub.services = [*_listed(c, "services", []), service]
+    role = {"name": f"{portal.SERVICE}-portal", "services": [portal.SERVICE], "scopes": list(portal.SCOPES)}
+    c.JupyterHub.load_roles = [*_listed(c, "load_roles", []), role]
+    c.JupyterHub.extra_user_scopes = _listed(c, "extra_user_scopes", set()) | {
+        f"access:services!service={portal.SERVICE}"
+    }
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

@@ -26,9 +26,13 @@ class ProjectImages:
         self._builder = builder
         self._default_image = default_image
 
+    def repository(self, user: str, name: str) -> str:
+        """Return what a project's image is called."""
+        return project.image_repository(user, name)
+
     def source(self, account: Account, user: str, name: str) -> Source:
         """Return what the builder needs to know of a project."""
-        return Source(account, user, name, project.image_repository(user, name), self._default_image)
+        return Source(account, user, name, self.repository(user, name), self._default_image)
 
     async def find(self, account: Account, options: SpawnOptions, user: str, say: Callable[[int, str], None]) -> Image:
         """Return the image for a launch.

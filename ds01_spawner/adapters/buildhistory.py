@@ -67,6 +67,11 @@ class BuildRecords:
         found = (self._read(path) for path in sorted(self._folder_of(repository).glob("*.json"), reverse=True))
         return tuple(record for record in found if record is not None)
 
+    def newest(self, repository: str) -> BuildRecord | None:
+        """Return a project's last build, ``None`` when there was none."""
+        paths = sorted(self._folder_of(repository).glob("*.json"), reverse=True)
+        return next((record for path in paths if (record := self._read(path)) is not None), None)
+
     def read_log(self, repository: str, build: str, offset: int = 0) -> LogPart:
         """Return what a build's log says from an offset on, at most ``LOG_BYTES``; empty when there is no such build.
 

@@ -1,0 +1,67 @@
+"""What retiring a container would lose: told from the paths that changed in it, as the engine lists them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_IGNORED = re.compile(
+    r"/(?:tmp|run|dev|proc|sys|workspace|opt/ds01|var/(?:tmp|cache|lib/apt|lib/dpkg|log))(?:/|$)"
+    r"|/etc/(?:passwd|group|hosts|hostname|resolv\.conf)$"
+    r"|/\.(?:cache|ipython|jupyter|npm|nv|config|dockerenv|bash_history|python_history|wget-hsts)(?:/|$)"
+    r"|/\.local/(?:share/jupyter|state)(?:/|$)"
+    r"|/__pycache__(?:/|$)|\.pyc$"
+)
+_DISTRIBUTION = re.compile(r"/([A-Za-z0-9][A-Za-z0-9._]*)-([^/-]+)\.(?:dist|egg)-info(?:/|$)")
+_INSIDE_PACKAGES = re.compile(r"/(?:site|dist)-packages/|/\.local/(?:bin|lib|include|share)(?:/|$)|/include/python")
+_SHOWN_FOLDERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What would be gone.
+
+    Attributes:
+        busy_kernels: kernels that compute now.
+        files: how many files outside ``/workspace`` were added or changed, packages excluded.
+        folders: where most of them are, with how many.
+        packages: Python packages installed by hand, ``name==version``, sorted.
+    """
+
+    busy_kernels: int = 0
+    files: int = 0
+    folders: tuple[tuple[str, int], ...] = ()
+    packages: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.busy_kernels or self.files or self.packages)
+
+
+def find_losses(changed: Iterable[str], busy_kernels: int = 0) -> Losses:
+    """Return what would be lost.
+
+    Args:
+        changed: absolute paths that were added or changed inside the container.
+        busy_kernels: how many kernels compute now.
+    """
+    paths = sorted({path for path in changed if not _IGNORED.search(path)})
+    packages = {f"{found[1].replace('_', '-')}=={found[2]}" for path in paths if (found := _DISTRIBUTION.search(path))}
+    files = [path for path in _leaves(paths) if not _INSIDE_PACKAGES.search(path)]
+    folders = Counter(path.rpartition("/")[0] or "/" for path in files)
+    return Losses(busy_kernels, len(files), tuple(folders.most_common(_SHOWN_FOLDERS)), tuple(sorted(packages)))
+
+
+def _leaves(paths: list[str]) -> list[str]:
+    """Return the paths that contain no other one; a folder is listed with every file that changed in it.
+
+    Folders that changed themselves, such as a home in which only caches came to be, look like files here; one level
+    below the root none of them is anybody's file.
+    """
+    kept = [
+        path
+        for path, following in zip(paths, [*paths[1:], ""], strict=True)
+        if not following.startswith(path + "/") and path.count("/") > 1
+    ]
+    return [path for path in kept if not re.fullmatch(r"/home/[^/]+(?:/\.local(?:/[^/]+)?)?", path)]

@@ -1,0 +1,157 @@
+"""What everybody's page is made from: one dated look at hub, devices, queue and idle clocks, shared by all viewers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ds01_spawner.adapters.hubservers import ServerRecord
+from ds01_spawner.core import tickets
+from ds01_spawner.core.allocation import Snapshot
+from ds01_spawner.core.model import Holder
+from ds01_spawner.core.tickets import Ticket
+from ds01_spawner.errors import DS01Error
+
+FRESH_SECONDS = 1.5
+STOPPED_SECONDS = 30.0
+_CULLER_PASSES = 3
+
+
+class Hub(Protocol):
+    """Which servers there are."""
+
+    async def active(self) -> dict[str, dict[str, ServerRecord]]:
+        """Return those that run, by user and name."""
+
+    async def of(self, user: str) -> dict[str, ServerRecord]:
+        """Return all of one user."""
+
+
+class Devices(Protocol):
+    """What is held."""
+
+    async def snapshot(self, max_age_seconds: float) -> Snapshot:
+        """Return a look that is not older than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look.
+
+    Attributes:
+        at: epoch seconds.
+        servers: those that run, start or stop, by user and name.
+        snapshot: devices and leases, ``None`` when they could not be seen.
+        queue: who waits, the longest first.
+        clocks: the culler's word on each watched server.
+        problems: what could not be seen, one sentence each.
+    """
+
+    at: float
+    servers: Mapping[str, Mapping[str, ServerRecord]] = field(default_factory=dict)
+    snapshot: Snapshot | None = None
+    queue: tuple[Ticket, ...] = ()
+    clocks: Mapping[Holder, Mapping[str, Any]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+class Board:
+    """Looks when somebody asks, at most every ``FRESH_SECONDS``, once for all who ask meanwhile.
+
+    Args:
+        hub: the hub.
+        devices: the devices.
+        queue: returns the text of the queue's ticket file, ``None`` when there is none.
+        clocks: returns the culler's status, ``None`` when there is none.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        devices: Devices,
+        queue: Callable[[], str | None],
+        clocks: Callable[[], Mapping[str, Any] | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._hub = hub
+        self._devices = devices
+        self._queue = queue
+        self._clocks = clocks
+        self._clock = clock
+        self._last: Look | None = None
+        self._looking: asyncio.Task[Look] | None = None
+        self._stopped: dict[str, tuple[float, dict[str, ServerRecord]]] = {}
+
+    async def look(self) -> Look:
+        """Return a fresh look; what could not be seen is missing from it and named in ``problems``."""
+        if self._last is not None and 0 <= self._clock() - self._last.at < FRESH_SECONDS:
+            return self._last
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._see())
+        return await asyncio.shield(self._looking)
+
+    def forget(self, user: str = "") -> None:
+        """Let the next look be a new one, because something was just changed."""
+        self._last = None
+        self._stopped.pop(user, None)
+
+    async def stopped(self, user: str) -> dict[str, ServerRecord]:
+        """Return a user's servers that do not run, with their last options; not quite fresh, none when unknown."""
+        at, found = self._stopped.get(user, (0.0, {}))
+        if not 0 <= self._clock() - at < STOPPED_SECONDS:
+            try:
+                found = await self._hub.of(user)
+            except DS01Error:
+                return found
+            self._stopped[user] = (self._clock(), found)
+        return found
+
+    async def _see(self) -> Look:
+        problems: list[str] = []
+        servers, snapshot, queue, clocks = await asyncio.gather(
+            _or_none(self._hub.active(), problems),
+            _or_none(self._devices.snapshot(FRESH_SECONDS), problems),
+            asyncio.to_thread(self._read_queue),
+            asyncio.to_thread(self._read_clocks),
+        )
+        if snapshot is not None and snapshot.problem:
+            problems.append(snapshot.problem)
+        self._last = Look(
+            at=self._clock(),
+            servers=servers or {},
+            snapshot=snapshot,
+            queue=queue,
+            clocks=clocks,
+            problems=tuple(problems),
+        )
+        return self._last
+
+    def _read_queue(self) -> tuple[Ticket, ...]:
+        try:
+            text = self._queue()
+            found = tickets.decode(text).tickets if text else ()
+        except (OSError, ValueError):
+            return ()
+        return tuple(sorted(found, key=lambda ticket: ticket.sequence))
+
+    def _read_clocks(self) -> dict[Holder, Mapping[str, Any]]:
+        try:
+            status = self._clocks() or {}
+            # A culler that stopped passing says nothing about now.
+            if self._clock() - float(status["at"]) > _CULLER_PASSES * float(status["pass_seconds"]):
+                return {}
+            return {Holder(str(one["user"]), str(one["server"])): one for one in status["servers"]}
+        except (OSError, KeyError, TypeError, ValueError):
+            return {}
+
+
+async def _or_none(look: Awaitable[Any], problems: list[str]) -> Any:
+    try:
+        return await look
+    except DS01Error as error:
+        problems.append(str(error))
+        return None
