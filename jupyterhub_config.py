@@ -18,8 +18,6 @@ configure(
     c,
     # Projects without a Dockerfile get this local image.
     default_image="ds01/python:13",
-    # Images of the site's own, whose Python may compile the notebook runtime.
-    trusted_images=("ds01/python:13",),
     # What a user and a group may have; docs/reference/limits.md
     limits_file=None,
 )

@@ -118,7 +118,7 @@ class Site:
             packages=UvPackages(),
             probe=ImageProbe(self.docker or None),
             cache=ProbeCache(self.state_folder / "images.json"),
-            trusted_images=self.trusted_images,
+            trusted_images=(self.default_image, *self.trusted_images),
         )
 
     @cached_property
@@ -195,7 +195,7 @@ def configure(
         runtime_folder: where the notebook runtime's package sets are kept; ``runtime`` in the state folder by default.
         people_folder: a folder with a home per user, for sites whose people have no account on the host; ``None`` takes
             the host's accounts.
-        trusted_images: local images of the site's own, whose Python may compile package sets.
+        trusted_images: further local images of the site's own, whose Python may compile package sets.
         network: name of the bridge on which servers live; made when missing.
         subnet: of that bridge, such as ``"172.30.0.0/16"``; the engine chooses one when empty.
         simulated_gpus: how many made-up devices to hand out instead of NVIDIA's, for a trial without a GPU.

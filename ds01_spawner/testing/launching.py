@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,10 @@ class FakeReservation:
     devices: tuple[Device, ...]
     container: str = ""
 
+    def creating(self) -> AbstractAsyncContextManager[None]:
+        """Guard nothing."""
+        return nullcontext()
+
     def bind(self, container_id: str) -> None:
         """Let a container carry the lease."""
         self.container = container_id
@@ -210,7 +214,9 @@ class FakeAllocator:
     before: Step = go_on
 
     @asynccontextmanager
-    async def reservation(self, request: Request, *, on_wait: Callable[[Any], None]) -> AsyncIterator[FakeReservation]:
+    async def reservation(
+        self, request: Request, *, on_wait: Callable[[Any], None], groups: Iterable[str] = ()
+    ) -> AsyncIterator[FakeReservation]:
         """Hold devices for the block, and after it when they were bound."""
         await self.before("reserve")
         while len(self._free()) < request.count:  # noqa: ASYNC110 - a fake's waiting needs no fairness

@@ -22,10 +22,14 @@ async def test_early_and_late_readers_hear_the_same_story() -> None:
     late = asyncio.ensure_future(_read(narration))
     await asyncio.sleep(0)
     narration.end()
-    assert await early == await late == [
-        {"progress": 10, "message": "building"},
-        {"progress": 50, "message": "starting"},
-    ]
+    assert (
+        await early
+        == await late
+        == [
+            {"progress": 10, "message": "building"},
+            {"progress": 50, "message": "starting"},
+        ]
+    )
 
 
 async def test_progress_never_goes_back_and_a_repeated_line_is_told_once() -> None:

@@ -88,7 +88,9 @@ def test_a_gate_without_slots_is_refused() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(slots=st.integers(1, 3), acts=st.lists(st.tuples(st.sampled_from(["come", "leave", "cancel"]), st.integers(0, 9))))
+@given(
+    slots=st.integers(1, 3), acts=st.lists(st.tuples(st.sampled_from(["come", "leave", "cancel"]), st.integers(0, 9)))
+)
 def test_whatever_comes_leaves_and_gives_up_the_gate_ends_empty(slots: int, acts: list[tuple[str, int]]) -> None:
     """Never more inside than slots, nobody waits while a slot is free, and at the end every slot is free again."""
 
