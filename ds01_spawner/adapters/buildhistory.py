@@ -101,8 +101,8 @@ class BuildRecords:
 
     def _read(self, path: Path) -> BuildRecord | None:
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
-            process = fields.pop("process", 0)
+            fields: dict[str, Any] = dict(json.loads(path.read_text()))
+            process = fields.pop("process", "")
             record = BuildRecord(**{**fields, "outcome": Outcome(fields["outcome"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -111,10 +111,11 @@ class BuildRecords:
         return record
 
     def _still_runs(self, build: str, process: Any) -> bool:
-        if process == os.getpid():
+        if process == _identity(os.getpid()):
             return build in self._running
         # Another process, such as the portal, asks whether the hub that began it is there.
-        return isinstance(process, int) and process > 0 and Path(f"/proc/{process}").exists()
+        pid = str(process).partition(":")[0]
+        return pid.isdecimal() and _identity(int(pid)) == process
 
 
 class Journal:
@@ -166,5 +167,15 @@ class Journal:
 
     def _keep(self, record: BuildRecord) -> None:
         draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps({**asdict(record), "process": os.getpid()}))
+        draft.write_text(json.dumps({**asdict(record), "process": _identity(os.getpid())}))
         draft.replace(self._path)
+
+
+def _identity(pid: int) -> str:
+    """Return a process's id and start time, which no later process has both of; empty when there is none."""
+    try:
+        # The second field is the command's name in parentheses, which may itself contain blanks.
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{pid}:{started}"
