@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,9 @@ def test_a_foreign_container_of_the_same_name_is_left_alone_and_named(site: Site
     liam.retire("taken")
 
 
+BRIDGE = "ds01-private"
+
+
 class PrivateEngine:
     """A second Docker Engine, which a test may stop; the machine's own is not touched."""
 
@@ -165,7 +169,10 @@ class PrivateEngine:
             "data-root": f"{self.folder}/data",
             "exec-root": f"{self.folder}/exec",
             "pidfile": f"{self.folder}/dockerd.pid",
-            "bridge": "none",
+            # Nothing that the machine's own engine uses may be touched: "none" would remove its docker0.
+            "bridge": BRIDGE,
+            "iptables": False,
+            "ip6tables": False,
         }
         (self.folder / "daemon.json").write_text(json.dumps(settings))
         with (self.folder / "dockerd.log").open("ab") as log:
@@ -194,16 +201,18 @@ class PrivateEngine:
 @pytest.fixture
 def private_engine() -> Iterator[PrivateEngine]:
     """An engine of the test's own, with the base image."""
-    with tempfile.TemporaryDirectory(prefix="ds01-engine-", dir="/var/tmp") as folder:
+    with ExitStack() as undo:
+        folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="ds01-engine-", dir="/var/tmp"))
+        subprocess.run(["ip", "link", "add", "name", BRIDGE, "type", "bridge"], check=True)
+        undo.callback(subprocess.run, ["ip", "link", "delete", BRIDGE], check=True)
+        subprocess.run(["ip", "address", "add", "10.231.231.1/24", "dev", BRIDGE], check=True)
         engine = PrivateEngine(Path(folder))
+        undo.callback(engine.stop)
         engine.start()
-        saved = subprocess.Popen(["docker", "save", "ds01/debian:13"], stdout=subprocess.PIPE)
-        subprocess.run(
-            ["docker", "--host", engine.address, "load"], stdin=saved.stdout, check=True, capture_output=True
-        )
-        saved.wait(60)
+        image = Path(folder) / "image.tar"
+        docker("save", "--output", str(image), "ds01/debian:13")
+        docker("--host", engine.address, "load", "--input", str(image))
         yield engine
-        engine.stop()
 
 
 def test_an_engine_that_is_restarted_loses_no_device_and_serves_again(
@@ -227,7 +236,6 @@ def test_an_engine_that_is_restarted_loses_no_device_and_serves_again(
         assert site.container("alice", "engine") == ""
         alice.launch("engine")
         alice.retire("engine")
-    docker("network", "rm", site.name)
 
 
 def test_requests_for_impossible_things_are_refused_with_the_accepted_form(site: Site) -> None:
