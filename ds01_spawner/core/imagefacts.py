@@ -188,9 +188,11 @@ def read_facts(answer: Mapping[str, Any]) -> ImageFacts:
     version = answer.get("version")
     if not (isinstance(version, list | tuple) and len(version) == 3 and all(_is_count(part) for part in version)):  # noqa: PLR2004
         raise ValueError("no version")
-    executable = _text(answer.get("executable"), LONGEST_PATH)
-    if not executable.startswith("/") or not executable.isprintable():
+    executable = answer.get("executable")
+    if not (isinstance(executable, str) and executable.startswith("/") and executable.isprintable()):
         raise ValueError("no absolute path of the interpreter")
+    if len(executable) > LONGEST_PATH:
+        raise ValueError(f"a path of more than {LONGEST_PATH} characters")
     packages = answer.get("packages")
     if not isinstance(packages, dict):
         raise ValueError("no packages")  # noqa: TRY004 - one kind of error for every kind of nonsense
