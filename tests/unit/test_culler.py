@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.eventlog import MAX_LINE_BYTES, EventLog
+from ds01_spawner.core.account import Account
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
 from ds01_spawner.services.culler.__main__ import main
+from ds01_spawner.services.culler.channels import Channels
 from ds01_spawner.services.culler.settings import Settings, SettingsRefused
 from ds01_spawner.testing.activity import FakeServer, FakeSite
 
@@ -372,6 +376,36 @@ async def test_a_server_that_stops_is_not_watched(site: FakeSite, tmp_path: Path
     await site.watch(culler, HOUR)
     assert site.stopped == []
     assert culler.watches == ()
+
+
+async def test_a_home_that_hangs_holds_up_nobody_else(site: FakeSite, tmp_path: Path) -> None:
+    """Its user's keep-alive is unknown, so that server is kept; the others are judged, and it is not tried again."""
+    site.start("ada")
+    site.start("bob")
+    free = threading.Event()
+    asked: list[str] = []
+
+    class HangingHome:
+        def keep_alive_seconds(self, account: Account, project: str, longest_seconds: float) -> float:
+            asked.append(account.name)
+            if account.name == "ada":
+                free.wait()
+            return 0.0
+
+        def announce(self, account: Account, project: str, text: str) -> None:
+            """Take it."""
+
+        def withdraw(self, account: Account, project: str) -> None:
+            """Take it."""
+
+    culler = site.culler(tmp_path)
+    threads = ThreadPoolExecutor(4)
+    culler._acts.channels = Channels(site, HangingHome(), {}, threads, file_seconds=0.05)
+    await site.watch(culler, 40 * MINUTE)
+    assert [name for name, _ in site.stopped] == ["bob/thesis"]
+    assert asked.count("ada") == 1
+    free.set()
+    threads.shutdown()
 
 
 async def test_ends_are_met_between_passes(site: FakeSite, tmp_path: Path) -> None:

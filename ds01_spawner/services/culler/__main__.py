@@ -166,4 +166,8 @@ def _or_unknown(value: int | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # The interpreter would wait for threads that hang in somebody's home, and the hub for the interpreter.
+    os._exit(code)

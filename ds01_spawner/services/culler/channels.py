@@ -64,6 +64,8 @@ class Channels:
         outbound: the site's own channels by name.
         threads: where the users' files are touched; a home may hang.
         file_seconds: how long touching a file may take.
+        files_at_once: how many are touched at the same time.
+        hung_most: when this many calls hang, no further home is tried.
     """
 
     def __init__(
@@ -74,12 +76,17 @@ class Channels:
         threads: Executor,
         *,
         file_seconds: float = 10.0,
+        files_at_once: int = 16,
+        hung_most: int = 48,
     ) -> None:
         self._terminals = terminals
         self._notes = notes
         self._outbound = outbound
         self._threads = threads
         self._file_seconds = file_seconds
+        self._files = asyncio.Semaphore(files_at_once)
+        self._hung_most = hung_most
+        self._hung: set[str] = set()
 
     async def warn(self, watch: Watch, text: str, message: Mapping[str, Any]) -> Sent:
         """Warn a server's user."""
@@ -137,12 +144,21 @@ class Channels:
     async def _touch(self, watch: Watch, task: Callable[..., Any]) -> Any:
         if watch.account is None:
             raise NotDelivered("its user's account was not found")
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, partial(task, watch.account, watch.project))
+        user = watch.account.name
+        # The place in the row first: waiting there must not count as the home's silence.
+        async with self._files:
+            if user in self._hung or len(self._hung) >= self._hung_most:
+                raise NotDelivered("the home has not answered an earlier call yet")
+            work = asyncio.get_running_loop().run_in_executor(
+                self._threads, partial(task, watch.account, watch.project)
+            )
+            done, _ = await asyncio.wait({work}, timeout=self._file_seconds)
+        if not done:
+            # A thread in a hung system call cannot be called back; its user's home is left alone until it returns.
+            self._hung.add(user)
+            work.add_done_callback(lambda _: self._hung.discard(user))
+            raise NotDelivered(f"the home did not answer in {self._file_seconds:g} s")
         try:
-            async with asyncio.timeout(self._file_seconds):
-                return await work
-        except TimeoutError as error:
-            raise NotDelivered(f"the home did not answer in {self._file_seconds:g} s") from error
+            return work.result()
         except (DS01Error, OSError) as error:
             raise NotDelivered(str(error)) from error

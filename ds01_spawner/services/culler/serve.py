@@ -32,7 +32,7 @@ from ds01_spawner.services.culler.settings import Settings
 log = logging.getLogger("ds01_spawner.culler")
 
 _METER_SECONDS: Final = 15.0  # the driver keeps utilisation samples for not much longer
-_FILE_THREADS: Final = 16
+_FILE_THREADS: Final = 64  # more than ever work at once, because those that hang in a home cannot be called back
 
 
 @asynccontextmanager
