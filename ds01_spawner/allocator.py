@@ -26,7 +26,7 @@ from ds01_spawner.core.allocation import (
 )
 from ds01_spawner.core.ledger import MEMORY_TOLERANCE_BYTES, REPORT_AFTER_SECONDS, Change, Ledger
 from ds01_spawner.core.model import Device, Holder, Lease, LeaseState, Observation, Request
-from ds01_spawner.core.queue import PATIENCE_SECONDS, Entry, Waiting
+from ds01_spawner.core.queue import PATIENCE_SECONDS, Entry, Estimate, Waiting
 from ds01_spawner.core.tickets import Remembered
 from ds01_spawner.errors import DevicesUnavailable, DS01Error, LedgerBroken
 
@@ -231,6 +231,10 @@ class Allocator:
         if age is None or not 0 <= age <= max_age_seconds:
             await self.look()
         return self._allocation.snapshot()
+
+    def expected_starts(self) -> dict[str, Estimate | None]:
+        """Return, as of the last look, when somebody who asks for one device of a kind now would get it."""
+        return self._allocation.expected_starts(self._clock())
 
     def limits_changed(self) -> None:
         """Read the limits of those who wait again, and look whether somebody can be served now."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,16 +27,20 @@ from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
 from ds01_spawner.adapters.observe import Observer
 from ds01_spawner.adapters.packages import UvPackages
 from ds01_spawner.adapters.probecache import ProbeCache
+from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.runtimefolder import RuntimeFolder
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.allocator import Allocator
 from ds01_spawner.builder import Builder, BuildLimits
 from ds01_spawner.core.limits import Limits, Policy, resolve
-from ds01_spawner.core.model import DeviceState
+from ds01_spawner.core.overview import free_by_kind
+from ds01_spawner.core.project import image_repository
+from ds01_spawner.form import Outlook
 from ds01_spawner.images import ProjectImages
 from ds01_spawner.launcher import Launcher
 from ds01_spawner.runtime import Runtime
+from ds01_spawner.services.portal import register
 from ds01_spawner.services.portal import settings as portal
 from ds01_spawner.spawner import DS01Spawner
 from ds01_spawner.startgate import StartGate
@@ -135,6 +137,11 @@ class Site:
         )
 
     @cached_property
+    def shelf(self) -> ImageShelf:
+        """Images and their tags."""
+        return ImageShelf(self.docker)
+
+    @cached_property
     def launcher(self) -> Launcher:
         """The launcher that every server of the hub shares."""
         return Launcher(
@@ -157,13 +164,21 @@ class Site:
         """Return the names of a user's projects."""
         return await asyncio.to_thread(lambda: self.workspaces.list_projects(self.people.find(user)))
 
-    async def free_devices(self) -> dict[str, tuple[int, int]]:
-        """Return, for every kind of device, how many are free and how many there are."""
-        counted: dict[str, tuple[int, int]] = {}
-        for status in (await self.allocator.snapshot()).devices:
-            free, all_ = counted.get(status.device.kind, (0, 0))
-            counted[status.device.kind] = (free + (status.state is DeviceState.FREE), all_ + 1)
-        return counted
+    async def outlook(self, user: str, groups: frozenset[str]) -> Outlook:
+        """Return what a user could get now."""
+        seen = await self.allocator.snapshot()
+        return Outlook(
+            free=free_by_kind(seen.devices),
+            starts=self.allocator.expected_starts(),
+            now=time.time(),
+            limits=self.limits(user, groups),
+            holding=seen.holding.get(user, ()),
+        )
+
+    async def tags(self, user: str, name: str) -> tuple[str, ...]:
+        """Return the tags under which a user kept images of a project, ``latest`` left out."""
+        repository = image_repository(user, name)
+        return tuple(tag for tag in await self.shelf.tags(repository) if tag != "latest")
 
 
 def configure(
@@ -263,27 +278,6 @@ def _add_portal(c: Any, site: Site) -> None:
         simulated_gpus=site.simulated_gpus,
         docker=site.docker,
     )
-    service = {
-        "name": portal.SERVICE,
-        "command": [sys.executable, "-m", "ds01_spawner.services.portal"],
-        "url": f"http://127.0.0.1:{_free_port()}",
-        # The hub does not hand its environment on; what the service shares with it is how the engine is reached.
-        "environment": {
-            portal.VARIABLE: settings.to_json(),
-            **{name: value for name, value in os.environ.items() if name.startswith("DOCKER_")},
-        },
-        "oauth_client_allowed_scopes": list(portal.PERSON_SCOPES),
-        # It is a page of the hub's own: asking people whether they trust it would teach them to click.
-        "oauth_no_confirm": True,
-    }
-    c.JupyterHub.services = [*_listed(c, "services", []), service]
-    role = {"name": f"{portal.SERVICE}-portal", "services": [portal.SERVICE], "scopes": list(portal.SCOPES)}
-    c.JupyterHub.load_roles = [*_listed(c, "load_roles", []), role]
-    c.JupyterHub.extra_user_scopes = _listed(c, "extra_user_scopes", set()) | {
-        f"access:services!service={portal.SERVICE}"
-    }
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    c.JupyterHub.services = [*_listed(c, "services", []), register.service(settings)]
+    c.JupyterHub.load_roles = [*_listed(c, "load_roles", []), register.role()]
+    c.JupyterHub.extra_user_scopes = _listed(c, "extra_user_scopes", set()) | register.ENTER

@@ -9,6 +9,7 @@ from ds01_spawner.core import project
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.buildprogress import BuildProgress
 from ds01_spawner.core.options import TAG, SpawnOptions
+from ds01_spawner.narration import DETAIL
 
 FIRST_PERCENT, LAST_PERCENT = 5, 60
 """The part of a launch's progress that a build takes."""
@@ -61,7 +62,7 @@ class _Teller:
         fresh = min(progress.line_count - self._lines, len(progress.lines))
         self._lines = progress.line_count
         for line in progress.lines[len(progress.lines) - fresh :]:
-            self._say(percent, line)
+            self._say(percent, DETAIL + line)
         if progress.sentence != self._sentence:
             self._sentence = progress.sentence
             self._say(percent, progress.sentence)

@@ -8,6 +8,17 @@ from typing import Any
 
 KEPT_EVENTS = 400
 
+DETAIL = "    "
+"""Begins a line that is detail, such as a build's output: pages show it in the log and not as the headline."""
+
+STAGES = ((0, "build"), (60, "prepare"), (65, "wait"), (70, "start"))
+"""From which progress on a launch is in which of its stages."""
+
+
+def stage_of(progress: int) -> str:
+    """Return the stage that a launch is in."""
+    return next(name for first, name in reversed(STAGES) if progress >= first)
+
 
 class Narration:
     """The story of one launch: the hub's progress events, kept for late readers, pushed to present ones.

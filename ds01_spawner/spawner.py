@@ -21,7 +21,7 @@ from ds01_spawner.core.model import Holder
 from ds01_spawner.core.options import SpawnOptions
 from ds01_spawner.errors import BuildFailed, DS01Error, InvalidOptions
 from ds01_spawner.launcher import Launched, Launcher, Order
-from ds01_spawner.narration import Narration
+from ds01_spawner.narration import Narration, stage_of
 
 
 class LaunchRefused(SpawnException):
@@ -112,9 +112,11 @@ class DS01Spawner(DockerSpawner):
         Raises:
             LaunchRefused: a field holds something impossible; the text names the field.
         """
+        fields = form.to_options(form_data)
         try:
-            return options.from_form(form_data, defaults=self.option_defaults).as_dict()
+            return options.from_form(fields, defaults=self.option_defaults).as_dict()
         except DS01Error as error:
+            form.remember_refused(self, fields)
             raise LaunchRefused(error) from error
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:  # noqa: ARG002
@@ -156,6 +158,7 @@ class DS01Spawner(DockerSpawner):
             launched = await self.launcher().launch(await self._order(chosen), self._narration.say)
         except DS01Error as error:
             self.log.warning("%s was not launched (%s): %s", self._log_name, error.reason, error)
+            form.remember_refused(self, self.user_options if isinstance(self.user_options, dict) else {})
             raise LaunchRefused(error) from error
         finally:
             self._launching = False
@@ -210,7 +213,7 @@ class DS01Spawner(DockerSpawner):
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Yield what the launch is doing, from its beginning, for every page that asks."""
         async for event in self._narration.events():
-            yield event
+            yield event | {"stage": stage_of(event["progress"])}
 
     async def poll(self) -> str | int | None:
         """Return ``None`` while the server runs or may run, else why it does not.

@@ -78,6 +78,12 @@ class ImageShelf:
             for entry in found
         )
 
+    async def tags(self, repository: str) -> tuple[str, ...]:
+        """Return the tags of a project's images, sorted."""
+        found = await self._call(lambda client: client.images(repository))
+        names = [name for entry in found for name in entry.get("RepoTags") or ()]
+        return tuple(sorted(tag for name in names for own, _, tag in [name.rpartition(":")] if own == repository))
+
     async def exists(self, reference: str) -> bool:
         """Whether an image of this name is on this host."""
         try:

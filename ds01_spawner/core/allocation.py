@@ -19,6 +19,7 @@ from ds01_spawner.core.placement import PLACEMENTS, Surroundings, place
 from ds01_spawner.core.queue import (
     PATIENCE_SECONDS,
     Entry,
+    Estimate,
     Waiting,
     describe_devices,
     describe_request,
@@ -281,6 +282,29 @@ class Allocation:
             self.leave(holder)
             grants.append(Grant(entry, lease, chosen))
 
+    def expected_starts(self, now: float) -> dict[str, Estimate | None]:
+        """Return, for every kind of device, when somebody who asks for one now would get it, behind all who wait.
+
+        ``None`` where that cannot be told; a kind of which one is free and nobody waits is expected now.
+        """
+        queue = order(self._entries.values(), self.use, now, self._patience_seconds)
+        last = max((entry.sequence for entry in queue), default=0)
+        times = self._times(now)
+        found: dict[str, Estimate | None] = {}
+        for kind in {device.kind for device, _, _ in times}:
+            asks = Entry(Request(Holder("", ""), 1, kind), since=now, sequence=last + 1)
+            found[kind] = forecast([*queue, asks], times, self._kinds, now)[asks.sequence]
+        return found
+
+    def _times(self, now: float) -> list[tuple[Device, float, float]]:
+        """Return every device that exists, with the earliest and the latest time at which it is free."""
+        ledger = self.ledger
+        return [
+            (status.device, *((now, now) if self._state(uuid, status) == "free" else self._ends(uuid, now)))
+            for uuid, status in ledger.judged.items()
+            if status.exists
+        ]
+
     def _tell(self, queue: list[Entry], now: float, withheld: str) -> dict[Holder, Waiting]:
         if not queue:
             return {}
@@ -289,11 +313,7 @@ class Allocation:
         states = {uuid: self._state(uuid, status) for uuid, status in ledger.judged.items() if status.exists}
         estimates = {}
         if not stuck:
-            times = [
-                (ledger.judged[uuid].device, *((now, now) if state == "free" else self._ends(uuid, now)))
-                for uuid, state in states.items()
-            ]
-            estimates = forecast(queue, times, self._kinds, now)
+            estimates = forecast(queue, self._times(now), self._kinds, now)
         whys: dict[tuple[str, int, bool], str] = {}
         told: dict[Holder, Waiting] = {}
         for place_, entry in enumerate(queue, 1):

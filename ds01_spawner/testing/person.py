@@ -133,7 +133,7 @@ class Person:
 
     def free_devices(self) -> list[str]:
         """Return what the spawn form says of free devices, such as ``["2 of 2"]``."""
-        return re.findall(r"\((\d+ of \d+) free\)", self.page("/hub/spawn").text)
+        return re.findall(r"\((\d+ of \d+) free", self.page("/hub/spawn").text)
 
 
 def alert_of(page: str) -> str:
