@@ -27,11 +27,11 @@ fi
 python=$(find_python)
 if [ ! -x .venv/bin/python ]; then
   say "making .venv with $("$python" --version)"
-  if ! "$python" -m venv .venv 2>/dev/null; then
+  if ! "$python" -m venv .venv >/dev/null 2>&1; then
     rm -rf .venv
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "Python's venv module is missing. Install it: apt-get install python3-venv"
     say "installing python3-venv"
-    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null 2>&1
     "$python" -m venv .venv
   fi
 fi
