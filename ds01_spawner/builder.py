@@ -109,6 +109,7 @@ class _Plan:
     base: str
     use: ContextUse
     knows_triggers: bool
+    has_cache_folders: bool
     recipe: str
     rebuild: bool
 
@@ -257,6 +258,7 @@ class Builder:
             base=recipe.final_base(parsed),
             use=use,
             knows_triggers=use.is_whole or None not in bases,
+            has_cache_folders=recipe.has_cache_folders(parsed, triggers),
             recipe=recipe.digest(_text(dockerfile), contents.digest),
             rebuild=rebuild,
         )
@@ -365,6 +367,7 @@ class Builder:
                             user=source.user, project=source.project, recipe=packed, base=plan.base, at=self._clock()
                         ),
                         cache_namespace=hashlib.sha256(source.user.encode()).hexdigest()[:20],
+                        keeps_steps_private=plan.has_cache_folders,
                         from_scratch=plan.rebuild,
                         knows_triggers=plan.knows_triggers,
                     ),

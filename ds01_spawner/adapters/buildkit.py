@@ -112,8 +112,10 @@ class BuildKit:
             raise EngineUnavailable(f"The engine's folder {self._root_dir} cannot be looked at.") from error
 
     def close(self) -> None:
-        """Take no more calls."""
+        """Let running calls end and take no more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
 
     async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
@@ -290,6 +292,9 @@ class _Run:
             # Otherwise one user could put files into the package cache that another's build installs from.
             *("--build-arg", f"BUILDKIT_CACHE_MOUNT_NS={order.cache_namespace}"),
         ]
+        if order.keeps_steps_private:
+            # The names of extra hosts are the one part of a step's identity that can be set from outside.
+            command += ["--add-host", f"cache-of-{order.cache_namespace}.ds01.invalid:127.0.0.1"]
         for key, value in order.labels.items():
             command += ["--label", f"{key}={value}"]
         if order.from_scratch:

@@ -50,6 +50,8 @@ class BuildOrder:
         context: what it is made from.
         labels: the image's labels; they win over the Dockerfile's.
         cache_namespace: builds with different ones never share ``RUN --mount=type=cache`` folders.
+        keeps_steps_private: whether they share no finished steps either.  BuildKit takes a step's result from any
+            build with the same instruction on the same files, and does not count what lay in a cache folder.
         from_scratch: whether cached steps are run again.
         knows_triggers: whether the context was chosen with the base images' ``ONBUILD`` instructions in mind.
     """
@@ -57,6 +59,7 @@ class BuildOrder:
     context: PackedContext
     labels: Mapping[str, str] = field(hash=False)
     cache_namespace: str
+    keeps_steps_private: bool = False
     from_scratch: bool = False
     knows_triggers: bool = True
 

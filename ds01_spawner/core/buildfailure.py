@@ -56,6 +56,13 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "Line {what} of the Dockerfile is not understood: {detail}.",
     ),
     (
+        r"did not complete successfully: (?!exit code)(?P<what>.+)",
+        (
+            "The engine could not run it ({what}). The Dockerfile is not the cause: build again, and if it stays so, "
+            "tell an administrator."
+        ),
+    ),
+    (
         r"exit code: 137",
         (
             "The step was killed, most likely because it used too much memory. Let it do less at once, "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ds01_spawner.core import labels
-from ds01_spawner.core.dockerfile import Instruction, ParsedDockerfile, mount_options
+from ds01_spawner.core.dockerfile import Instruction, ParsedDockerfile, mount_options, parse
 from ds01_spawner.errors import ProjectRefused
 
 NO_FILES = ""
@@ -21,6 +21,7 @@ _HUB_OF_DOCKER = ("docker.io/", "index.docker.io/", "registry-1.docker.io/", "li
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:[-+])([^${}'\"\\]*))?\})", re.ASCII)
 _ARGUMENT = re.compile(r"(\w+)(?:=(?:([^\"'\\`]*)|\"([^\"\\`]*)\"|'([^'\\`$]*)'))?", re.ASCII)
 _PLATFORM = re.compile(r"(?:TARGET|BUILD)(?:OS|ARCH|VARIANT)")
+_HARMLESS_MOUNTS = frozenset(["bind", "tmpfs", "secret", "ssh"])
 _PLATFORM_MARK = "?"
 """Stands for the machine's architecture and the like, which no image name contains."""
 
@@ -128,6 +129,23 @@ def check_images(dockerfile: ParsedDockerfile, repository: str) -> None:
                 f"Line {image.line} of the Dockerfile uses “{image.text[:80]}”, which is another person's image. "
                 "Ask them for their Dockerfile and start from the image that it starts from."
             )
+
+
+def has_cache_folders(dockerfile: ParsedDockerfile, triggers: Iterable[str] = ()) -> bool:
+    """Whether a step may use a folder that outlives the build (``RUN --mount=type=cache``); true when in doubt.
+
+    Args:
+        dockerfile: the user's, checked.
+        triggers: the base images' ``ONBUILD`` instructions.
+    """
+    stored = (instruction for text in triggers for instruction in parse(text).instructions)
+    for outer in (*dockerfile.instructions, *stored):
+        instruction = outer.trigger or outer
+        for name, value in instruction.flags:
+            kinds = [text for key, text in mount_options(value) if key == "type"] if name == "mount" else []
+            if not _HARMLESS_MOUNTS.issuperset(kinds):
+                return True
+    return False
 
 
 def image_references(dockerfile: ParsedDockerfile) -> Iterator[ImageReference]:

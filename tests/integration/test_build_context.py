@@ -262,7 +262,7 @@ def test_random_projects(project: Project) -> None:
         mine, theirs = project.built(dockerfile), project.built_by_buildkit(dockerfile)
         assert mine == theirs, f"case {case}: {dockerfile!r} in {sorted(project.folder.rglob('*'))}"
         succeeded += mine is not None
-    assert succeeded > CASES / 4, "too few of the random projects build for the comparison to mean anything"
+    assert succeeded >= CASES / 5, "too few of the random projects build for the comparison to mean anything"
 
 
 def random_tree(chance: random.Random) -> dict[str, str]:

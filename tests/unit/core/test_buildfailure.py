@@ -114,6 +114,13 @@ EXIT_1 = 'process "/bin/sh -c x" did not complete successfully: exit code: 1'
         ),
         (STEP, EXIT_1, ["Temporary failure resolving 'deb.example'"], [], "could not reach the internet"),
         (STEP, EXIT_1.replace("1", "42"), ["?"], [], "It ended with exit code 42."),
+        (
+            STEP,
+            'process "x" did not complete successfully: failed to create endpoint y on network bridge: no device',
+            [],
+            [],
+            "The engine could not run it (failed to create endpoint y on network bridge: no device).",
+        ),
         ("", "", [], ["something", "ERROR: odd thing."], "It says: odd thing."),
         ("", "", [], [], "It gave no reason or says nothing"),
     ],

@@ -161,6 +161,25 @@ def test_refusal_names_the_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("FROM a\nRUN pip install x\nCOPY a /b", False),
+        ("FROM a\nRUN --mount=type=bind,source=a,target=/b --mount=type=secret,id=x true", False),
+        ("FROM a\nRUN --mount=source=a,target=/b true", False),
+        ("FROM a\nRUN --mount=type=cache,target=/b true", True),
+        ("FROM a\nRUN --network=none --mount=target=/b,TYPE=cache true", True),
+        ("FROM a\nRUN --mount=type=$T,target=/b true", True),
+        ("FROM a\nRUN --mount=type=bind,type=cache,target=/b true", True),
+        ("FROM a\nONBUILD RUN --mount=type=cache,target=/b true", True),
+    ],
+)
+def test_cache_folders_are_seen(text: str, has: bool) -> None:  # noqa: FBT001
+    """A Dockerfile that may use a folder from an earlier build is told from one that does not."""
+    assert recipe.has_cache_folders(parse(text)) is has
+    assert recipe.has_cache_folders(parse("FROM a"), text.splitlines()[1:]) is has
+
+
+@pytest.mark.parametrize(
     ("text", "bases", "final"),
     [
         ("FROM a", ("a",), "a"),
