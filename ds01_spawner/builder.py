@@ -321,7 +321,7 @@ class Builder:
         plan = order.plan
         started_at = self._clock()
         record = BuildRecord(
-            id=f"{datetime.fromtimestamp(started_at, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}",
+            id=f"{datetime.fromtimestamp(started_at, UTC):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(2)}",
             user=plan.source.user,
             project=plan.source.project,
             recipe=plan.recipe,

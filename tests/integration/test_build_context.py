@@ -276,7 +276,9 @@ def random_tree(chance: random.Random) -> dict[str, str]:
             continue
         if chance.random() < 0.25:
             up = chance.choice(["", "", "../", "/", "./", "../../"])
-            tree[path] = "->" + up + "/".join(chance.choice(NAMES) for _ in range(chance.randint(1, 2)))
+            somewhere = "/".join(chance.choice(NAMES) for _ in range(chance.randint(1, 2)))
+            # Most links lead to something, or too many of the builds would fail.
+            tree[path] = f"->/{chance.choice(list(tree))}" if tree and chance.random() < 0.7 else f"->{up}{somewhere}"
         else:
             tree[path] = "/" if chance.random() < 0.15 else f"content of {path}"
     return tree or {"a": "a"}

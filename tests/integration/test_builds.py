@@ -336,7 +336,8 @@ async def test_ten_megabyte_lines(site: Site) -> None:
 
     watcher = asyncio.create_task(watch())
     await site.build(
-        f"FROM {BASE}\nRUN head -c 10000000 /dev/zero | tr '\\0' x; echo; seq 1 300000; head -c 1000000 /dev/urandom"
+        f"FROM {BASE}\n"
+        f"RUN : {site.name}; head -c 10000000 /dev/zero | tr '\\0' x; echo; seq 300000; head -c 1000000 /dev/urandom"
     )
     watcher.cancel()
     log = site.last_log()

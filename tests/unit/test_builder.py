@@ -118,7 +118,7 @@ async def test_first_launch_builds() -> None:
     (record,) = here.history.records.values()
     assert (record.outcome, record.image_id, record.recipe) == (Outcome.BUILT, image.id, image.recipe)
     assert record.image_bytes > 0
-    assert record.id.startswith("20231114T221320Z-")
+    assert record.id.startswith("20231114T221320000000Z-")
 
 
 async def test_unchanged_is_not_built() -> None:
