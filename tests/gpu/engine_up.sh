@@ -6,7 +6,8 @@
 #   tests/gpu/engine_up.sh --stop FOLDER
 set -euo pipefail
 
-readonly CARRY=$(cd "$(dirname "$0")/../.." && pwd)/.carry START_SECONDS=60
+carry=$(cd "$(dirname "$0")/../.." && pwd)/.carry
+readonly carry START_SECONDS=60
 
 say() { printf 'engine_up: %s\n' "$*" >&2; }
 fail() {
@@ -37,10 +38,10 @@ if answers "$SOCKET"; then
     exit 0
 fi
 ((EUID == 0)) || fail "starting an engine needs root"
-[[ -r $CARRY/engine.tar.xz ]] || fail "$CARRY/engine.tar.xz is missing; run tests/gpu/carry.sh where there is an engine"
+[[ -r $carry/engine.tar.xz ]] || fail "$carry/engine.tar.xz is missing; run tests/gpu/carry.sh where there is an engine"
 mkdir -p "$FOLDER"/{engine,data,exec}
 python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="tar")' \
-    "$CARRY/engine.tar.xz" "$FOLDER/engine"
+    "$carry/engine.tar.xz" "$FOLDER/engine"
 
 # Overlays do not stack on the overlay that a container or a small virtual machine may have as its root.
 if [[ $(stat --file-system --format %T "$FOLDER/data") == overlay* ]]; then
