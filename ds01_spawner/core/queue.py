@@ -50,7 +50,8 @@ class Entry:
         """How soon its server may be retired once it runs, ``None`` when nothing says."""
         if self.limits is None:
             return None
-        return min(self.limits.idle_seconds or math.inf, self.limits.max_runtime_seconds or math.inf)
+        known = [limit for limit in (self.limits.idle_seconds, self.limits.max_runtime_seconds) if limit is not None]
+        return min(known, default=None)
 
     @property
     def longest_seconds(self) -> float | None:
