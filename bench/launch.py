@@ -34,7 +34,12 @@ from ds01_spawner.testing.hub import Hub, running
 
 HERE = Path(__file__).parent
 IMAGE = "ds01-bench/jupyter:latest"
-DOCKERFILE = "FROM ds01/python:13\nRUN pip install --no-cache-dir jupyterhub jupyterlab\n"
+DOCKERFILE = """\
+FROM ds01/python:13
+RUN pip install --no-cache-dir jupyterhub jupyterlab && useradd --create-home jovyan
+USER jovyan
+WORKDIR /home/jovyan
+"""
 RUNTIME = Path("/var/cache/ds01-tests/runtime")
 PROJECT = "bench"
 HERD_SECONDS = 240
@@ -328,6 +333,10 @@ def main() -> None:
             if arguments.herd:
                 cpu = result["cpu_s"]["c"]
                 result["herd"] = {str(n): asyncio.run(herd(arms, n, cpu)) for n in (20, 40)}
+    except RuntimeError:
+        for log in folder.glob("*/hub.log"):
+            print(f"the end of {log}:", *log.read_text().splitlines()[-30:], sep="\n", file=sys.stderr)
+        raise
     finally:
         left = docker("ps", "--all", "--quiet", "--filter", "label=ds01.hub=ds01-bench").split()
         left += docker("ps", "--all", "--quiet", "--filter", f"ancestor={IMAGE}").split()
