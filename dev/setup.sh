@@ -21,6 +21,7 @@ find_python() {
 stamp=.venv/.ds01-setup
 wanted=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x .venv/bin/configurable-http-proxy ]; then
+  dev/editor.sh
   exit 0
 fi
 
@@ -39,5 +40,6 @@ say "installing the package and its tools (one or two minutes the first time)"
 .venv/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 .venv/bin/python -m pip install --quiet --editable . --group dev
 dev/proxy.sh
+dev/editor.sh
 printf '%s\n' "$wanted" >"$stamp"
 say "done"

@@ -94,6 +94,19 @@ class BuildRecords:
             )
         return LogPart("", 0, has_ended=record.outcome is not Outcome.BUILDING)
 
+    def read_tail(self, repository: str, build: str, size: int) -> str:
+        """Return the last whole lines of a build's log, at most ``size`` bytes; empty when there is no such build."""
+        if not _ID.fullmatch(build):
+            return ""
+        with suppress(FileNotFoundError), (self._folder_of(repository) / f"{build}.log").open("rb") as file:
+            start = max(0, os.fstat(file.fileno()).st_size - size)
+            file.seek(start)
+            data = file.read(size)
+            if start:
+                data = data[data.find(b"\n") + 1 :]
+            return data.decode("utf-8", "replace")
+        return ""
+
     def _folder_of(self, repository: str) -> Path:
         if not _REPOSITORY.fullmatch(repository) or ".." in repository:
             raise ValueError(f"{repository!r} is not a project's repository")

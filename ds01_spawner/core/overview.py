@@ -149,6 +149,16 @@ def span(seconds: float) -> str:
     return "less than a minute"
 
 
+def took(seconds: float) -> str:
+    """Return how long something took: ``"4 s"``, ``"2 min 05 s"``, ``"1 h 10 min"``."""
+    whole = max(0, round(seconds))
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02d} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} min"
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """One of a person's limits and how much of it is in use.

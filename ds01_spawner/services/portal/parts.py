@@ -33,6 +33,7 @@ class Parts:
     Attributes:
         prefix: its place on the site, such as ``/services/projects/``.
         hub_prefix: the hub's, such as ``/hub/``.
+        default_image: the image of projects without a Dockerfile.
         people: accounts.
         workspaces: their files.
         hub: starts and stops servers.
@@ -50,6 +51,7 @@ class Parts:
 
     prefix: str
     hub_prefix: str
+    default_image: str
     people: FolderAccounts | LinuxAccounts
     workspaces: Workspaces
     hub: HubServers

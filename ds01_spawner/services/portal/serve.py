@@ -41,6 +41,16 @@ from ds01_spawner.core.limits import Limits, Policy, resolve
 from ds01_spawner.images import ProjectImages
 from ds01_spawner.services.portal.board import Board
 from ds01_spawner.services.portal.builds import Builds
+from ds01_spawner.services.portal.creation import NewProjectPage
+from ds01_spawner.services.portal.environment import (
+    BuildLog,
+    BuildNow,
+    CancelBuild,
+    EditPackages,
+    ProjectPage,
+    SaveDockerfile,
+    Tags,
+)
 from ds01_spawner.services.portal.leaving import Leaving
 from ds01_spawner.services.portal.pages import Health, ProjectsPage
 from ds01_spawner.services.portal.parts import Parts
@@ -97,6 +107,7 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
         yield Parts(
             prefix=environment["JUPYTERHUB_SERVICE_PREFIX"],
             hub_prefix=url_path_join(environment["JUPYTERHUB_BASE_URL"], "hub/"),
+            default_image=settings.default_image,
             people=FolderAccounts(settings.people_folder) if settings.people_folder else LinuxAccounts(),
             workspaces=workspaces,
             hub=hub,
@@ -126,6 +137,14 @@ def application(parts: Parts) -> Application:
         ("", ProjectsPage, given),
         ("health", Health, given),
         ("retire", RetirePage, given),
+        ("new", NewProjectPage, given),
+        ("p/([^/]+)", ProjectPage, given),
+        ("p/([^/]+)/dockerfile", SaveDockerfile, given),
+        ("p/([^/]+)/packages", EditPackages, given),
+        ("p/([^/]+)/build", BuildNow, given),
+        ("p/([^/]+)/cancel", CancelBuild, given),
+        ("p/([^/]+)/builds/([0-9A-Za-z-]{1,60})", BuildLog, given),
+        ("p/([^/]+)/tags", Tags, given),
         ("oauth_callback", HubOAuthCallbackHandler, {}),
         ("static/(.*)", StaticFileHandler, {"path": str(files("ds01_spawner") / "static")}),
     ]
