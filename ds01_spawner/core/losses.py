@@ -59,9 +59,6 @@ def _leaves(paths: list[str]) -> list[str]:
     Folders that changed themselves, such as a home in which only caches came to be, look like files here; one level
     below the root none of them is anybody's file.
     """
-    kept = [
-        path
-        for path, following in zip(paths, [*paths[1:], ""], strict=True)
-        if not following.startswith(path + "/") and path.count("/") > 1
-    ]
+    parents = {"/".join(parts[:depth]) for parts in (path.split("/") for path in paths) for depth in range(2, len(parts))}
+    kept = [path for path in paths if path not in parents and path.count("/") > 1]
     return [path for path in kept if not re.fullmatch(r"/home/[^/]+(?:/\.local(?:/[^/]+)?)?", path)]
