@@ -59,6 +59,7 @@ def _leaves(paths: list[str]) -> list[str]:
     Folders that changed themselves, such as a home in which only caches came to be, look like files here; one level
     below the root none of them is anybody's file.
     """
-    parents = {"/".join(parts[:depth]) for parts in (path.split("/") for path in paths) for depth in range(2, len(parts))}
+    split = [path.split("/") for path in paths]
+    parents = {"/".join(parts[:depth]) for parts in split for depth in range(2, len(parts))}
     kept = [path for path in paths if path not in parents and path.count("/") > 1]
     return [path for path in kept if not re.fullmatch(r"/home/[^/]+(?:/\.local(?:/[^/]+)?)?", path)]

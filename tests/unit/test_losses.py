@@ -24,6 +24,7 @@ def test_files_are_counted_once_with_where_they_are() -> None:
         "/home/ada/results",
         "/home/ada/results/a.csv",
         "/home/ada/results/b.csv",
+        "/home/ada/results-2/c.csv",
         "/srv",
         "/srv/x.bin",
     ]
