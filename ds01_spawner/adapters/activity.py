@@ -146,7 +146,7 @@ class DeviceMeter:
         inventory: every device of the host at the last look, ``None`` when unknown.
     """
 
-    def __init__(self, devices: Devices, *, buffer_seconds: float = 20.0) -> None:
+    def __init__(self, devices: Devices, *, buffer_seconds: float = 15.0) -> None:
         self._devices = devices
         self._buffer_seconds = buffer_seconds
         self._percents: dict[str, list[float]] = {}
@@ -166,9 +166,11 @@ class DeviceMeter:
         """
         look = await self._devices.look()
         self.inventory = look.devices
-        await self.tick(uuids)
-        means = {uuid: sum(values) / len(values) for uuid, values in self._percents.items()}
-        self._percents.clear()
+        wanted = sorted(set(uuids))
+        await self.tick(wanted)
+        # Only those that are asked for are begun anew: what was seen of the others is theirs until they are read.
+        taken = {uuid: self._percents.pop(uuid, []) for uuid in wanted}
+        means = {uuid: sum(values) / len(values) for uuid, values in taken.items() if values}
         known = {device.uuid: device for device in look.devices or ()}
         pids: dict[str, set[int]] = {}
         for process in look.processes or ():

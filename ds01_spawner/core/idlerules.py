@@ -18,6 +18,11 @@ class Rule(StrEnum):
     DEVICE_UNUSED = "device-unused"
     """Never ends one: its user is told that the device it holds does nothing while the rest of it works."""
 
+    @property
+    def ends(self) -> bool:
+        """Whether it can end a server."""
+        return self is not Rule.DEVICE_UNUSED
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

@@ -68,7 +68,7 @@ pack_site() {
     local uv=uv
     command -v uv >/dev/null || uv=.venv/bin/uv
     "$uv" pip install --quiet --target "$work/site" --python-version "$VERSION" --python-platform x86_64-manylinux_2_28 \
-        --only-binary :all: nvidia-ml-py docker pyyaml pytest pytest-asyncio
+        --only-binary :all: nvidia-ml-py docker pyyaml aiohttp pytest pytest-asyncio
     rm -rf "$work/site/bin"
     pack site.tar.xz "$work/site"
 }

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Proves on a machine with NVIDIA GPUs what the project says about them, as root, with what carry.sh packed.  Prints a
 # transcript and ends with 0 if every statement holds.  Leaves no process, container or file behind.
+#
+#   tests/gpu/prove.sh [prove_culler.py]      default: prove.py
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,4 +26,4 @@ DOCKER_HOST=$(tests/gpu/engine_up.sh "$folder")
 export DOCKER_HOST PYTHONPATH=$PWD:$folder/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 DS01_REVISION=${DS01_REVISION:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
 export DS01_REVISION
-python3 tests/gpu/prove.py .carry/image.tar.xz
+python3 "tests/gpu/${1:-prove.py}" .carry/image.tar.xz

@@ -141,7 +141,7 @@ async def one(  # noqa: PLR0917
             status = CullerFiles(Path(folder)).status() or {}
             samples = status["servers"][0]["samples"] if status.get("servers") else []
             if hub.server_of:
-                await hub.stop(*hub.server_of)  # type: ignore[misc]
+                await hub.stop(holder.user, holder.server)
                 hub.stopped_at.clear()
         events = list(read_events([Path(folder) / "events.jsonl"])) if (Path(folder) / "events.jsonl").exists() else []
         samples = samples or next((e.details["samples"] for e in events if e.kind == "maintenance.idle_kill"), [])

@@ -182,7 +182,7 @@ class Gpus:
 
     async def utilisation(self, uuid: str, seconds: float) -> float | None:
         """Return what a test set."""
-        assert seconds == 20
+        assert seconds == 15
         return self.percent[uuid]
 
 
@@ -197,8 +197,11 @@ async def test_a_device_is_metered_between_passes() -> None:
     [whole, instance] = lease(("GPU-a", "MIG-b")) or ()
     assert (whole.utilisation_percent, whole.memory_bytes, whole.processes, whole.mig) == (45.0, 3, frozenset(), False)
     assert (instance.utilisation_percent, instance.processes, instance.mig) == (None, frozenset({9}), True)
+    await meter.tick(["GPU-a"])
+    gpus.percent["GPU-a"] = 50.0
+    await meter.read(["MIG-b"])  # another server's last look takes nothing away
     [whole] = (await meter.read(["GPU-a"]))(("GPU-a",)) or ()
-    assert whole.utilisation_percent == 0.0
+    assert whole.utilisation_percent == 25.0
 
 
 async def test_a_lease_on_an_unknown_device_is_unknown() -> None:

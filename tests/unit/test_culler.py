@@ -321,11 +321,12 @@ async def test_a_keep_alive_is_recorded_once_and_shown_with_its_end(site: FakeSi
 
 
 async def test_an_unused_device_is_mentioned(site: FakeSite, tmp_path: Path) -> None:
-    """CPU work on a server with a GPU is not ended; its user is told once."""
+    """CPU work on a server with a GPU is not ended; its user is told once, without a file that announces an end."""
     server = site.start("ada", devices=["GPU-0"])
     server.cpu_cores = 1
     await site.watch(site.culler(tmp_path), 3 * HOUR)
     assert site.stopped == []
+    assert server.files == {}
     assert [message["text"][:46] for message in site.sent] == ["The GPU of thesis has done nothing for 30 minu"]
 
 
@@ -420,6 +421,25 @@ async def test_ends_are_met_between_passes(site: FakeSite, tmp_path: Path) -> No
         site.advance(culler.next_look_seconds())
         await culler.run()
         assert 10 <= culler.next_look_seconds() <= 60
+
+
+@pytest.mark.parametrize("last_activity", [1801.0, 1815.5, 1830.0, 1859.0, 1860.0])
+async def test_a_device_is_free_soon_after_its_limit(site: FakeSite, tmp_path: Path, last_activity: float) -> None:
+    """Whenever between two looks the work stopped, the end is asked for within 75 s of the limit."""
+    server = site.start("ada", devices=["GPU-0"])
+    server.cpu_cores = 1.0
+    culler = site.culler(tmp_path)
+    while not site.stopped:
+        step = culler.next_look_seconds()
+        while step > 0:
+            if site.now >= last_activity:
+                server.cpu_cores = 0.0
+            until = min(step, last_activity - site.now) if site.now < last_activity else step
+            site.advance(until)
+            step -= until
+        await culler.run()
+    lag = site.stopped[0][1] - last_activity - 30 * MINUTE
+    assert 0 <= lag <= 75
 
 
 async def test_memory_stays_flat(site: FakeSite, tmp_path: Path) -> None:

@@ -162,6 +162,27 @@ def test_a_warning_that_does_not_arrive_retires_nobody() -> None:
     assert life.retired_at == first + RULES.notice_seconds
 
 
+def test_a_warning_from_before_the_idle_time_does_not_count() -> None:
+    """Warned, then in use, and the calling-off was lost: the old warning does not end the next idle time."""
+    life = Life().live(["idle", "gpu", *minutes("idle", 29)])
+    stale = Delivery(MINUTE, Rule.IDLE, 1, 10 * MINUTE, ("page",))
+    watched = replace(life.watched(), samples=append(life.samples, sample("idle", life.now)), deliveries=[stale])
+    decision = decide(watched, RULES, CALM, life.now + MINUTE)
+    assert decision.clock.idle_seconds == 30 * MINUTE
+    assert isinstance(decision, Warn)
+    assert decision.stop_in_seconds == RULES.notice_seconds
+
+
+def test_a_warning_needs_its_notice_whatever_end_it_named() -> None:
+    """The run limit was lowered, and the only warning is ten seconds old: its notice comes first."""
+    rules = replace(RULES, run_seconds=HOUR)
+    fresh = Delivery(HOUR - 10, Rule.RUN, 1, HOUR, ("page",))
+    watched = Watched(samples=[sample("gpu", HOUR - MINUTE)], age_seconds=HOUR, deliveries=[fresh])
+    assert isinstance(decide(watched, rules, CALM, HOUR), Keep)
+    later = replace(watched, age_seconds=HOUR + 290)
+    assert isinstance(decide(later, rules, CALM, HOUR + 290), Retire)
+
+
 def test_demand_halves_the_limit_but_not_the_notice() -> None:
     """At 20 idle minutes the last device is taken: the limit is 15 now, the user is told and has the notice left."""
     life = Life().live(minutes("idle", 20))

@@ -168,20 +168,17 @@ class Acts:
             stop_clock=self._time_of_day(self._wall() + (decision.stop_in_seconds or 0)),
             keep_alive_seconds=watch.limits.keepalive_seconds,
         )
-        return Told(
-            watch, decision, at, await self.channels.warn(watch, text, self._message("warn", watch, decision, text))
-        )
+        message = self._message("warn", watch, decision, text)
+        announce = decision.rule is not None and decision.rule.ends
+        return Told(watch, decision, at, await self.channels.warn(watch, text, message, announce=announce))
 
     async def _call_off(self, watch: Watch) -> None:
         decision = watch.decision
         if decision is None or not decision.withdrawn:
             return
         gone = watch.withdraw(decision.withdrawn)
-        if all(delivery.rule is Rule.DEVICE_UNUSED for delivery in gone):
-            # Nothing was announced but a hint, so nothing is called off; its file goes all the same.
-            if gone:
-                await self.channels.clear(watch)
-            return
+        if not any(delivery.rule.ends for delivery in gone):
+            return  # no end was announced, so none is called off
         text = wording.called_off(decision, project=watch.project)
         sent = await self.channels.call_off(watch, text, self._message("called-off", watch, decision, text))
         self._record("maintenance.cancel", watch, decision, channels=sent.arrived, failed=sent.failed)

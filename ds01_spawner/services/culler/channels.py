@@ -88,25 +88,26 @@ class Channels:
         self._hung_most = hung_most
         self._hung: set[str] = set()
 
-    async def warn(self, watch: Watch, text: str, message: Mapping[str, Any]) -> Sent:
-        """Warn a server's user."""
-        tasks: dict[str, Awaitable[Any]] = {
-            TERMINALS: self._show(watch, text),
-            FILE: self._touch(watch, partial(self._notes.announce, text=text)),
-        }
+    async def warn(self, watch: Watch, text: str, message: Mapping[str, Any], *, announce: bool) -> Sent:
+        """Tell a server's user something.
+
+        Args:
+            watch: whose server.
+            text: what.
+            message: the same for the site's own channels.
+            announce: whether it is the announcement of an end, which is put into the project's folder as well.
+        """
+        tasks: dict[str, Awaitable[Any]] = {TERMINALS: self._show(watch, text)}
+        if announce:
+            tasks[FILE] = self._touch(watch, partial(self._notes.announce, text=text))
         return await self._send(tasks | self._messages(message))
 
     async def call_off(self, watch: Watch, text: str, message: Mapping[str, Any]) -> Sent:
         """Take a warning back; the file goes when no other warning stands."""
         tasks: dict[str, Awaitable[Any]] = {TERMINALS: self._show(watch, text)}
-        if not watch.deliveries:
+        if not any(delivery.rule.ends for delivery in watch.deliveries):
             tasks[FILE] = self._touch(watch, self._notes.withdraw)
         return await self._send(tasks | self._messages(message))
-
-    async def clear(self, watch: Watch) -> None:
-        """Remove the file of a warning when no other stands, without a word."""
-        if not watch.deliveries:
-            await self._send({FILE: self._touch(watch, self._notes.withdraw)})
 
     async def bid_farewell(self, watch: Watch, message: Mapping[str, Any]) -> Sent:
         """Tell of the end, and leave the folder as it was."""

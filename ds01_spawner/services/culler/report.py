@@ -9,7 +9,7 @@ from typing import Any
 from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.core import wording
 from ds01_spawner.core.idleness import Decision, Keep, Reason, Retire, Warn
-from ds01_spawner.core.idlerules import Demand, Rule
+from ds01_spawner.core.idlerules import Demand
 from ds01_spawner.services.culler.watch import Watch
 
 
@@ -78,9 +78,7 @@ def describe_server(watch: Watch, *, wall: float, now: float) -> dict[str, Any]:
         # The newest as they are: merging the window of a thousand servers at each pass would cost seconds.
         "samples": wording.evidence(watch.samples[-_SHOWN_SAMPLES:], watch.rules, now),
     }
-    warned = [
-        delivery for delivery in watch.deliveries if delivery.channels and delivery.rule is not Rule.DEVICE_UNUSED
-    ]
+    warned = [delivery for delivery in watch.deliveries if delivery.channels and delivery.rule.ends]
     if warned:
         last = warned[-1]
         described["warned"] = {
