@@ -181,6 +181,27 @@ class EngineDown(FakeBuildEngine):
 
 
 @dataclass
+class SlowToStop(FakeBuildEngine):
+    """An engine that needs its time to end a cancelled build.
+
+    Attributes:
+        may_stop: what a cancelled build waits for.
+    """
+
+    may_stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def build(
+        self, order: BuildOrder, *, on_progress: Callable[[BuildProgress], None], on_lines: Callable[[list[str]], None]
+    ) -> str:
+        """Run the Dockerfile's few commands, and stop when it may."""
+        try:
+            return await super().build(order, on_progress=on_progress, on_lines=on_lines)
+        except asyncio.CancelledError:
+            await self.may_stop.wait()
+            raise
+
+
+@dataclass
 class UnwillingToTag(FakeBuildEngine):
     """An engine that builds, and fails at the last moment."""
 

@@ -226,6 +226,33 @@ def test_a_folder_that_becomes_a_link(project: Project) -> None:
         swapper.join()
 
 
+@pytest.mark.parametrize("moment", ["contextpacker.pack", "contextfolder.open_folder"])
+def test_a_folder_swapped_at_the_worst_moment(project: Project, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """A folder that is swapped for a link after it was looked at, and before it is opened, is not followed."""
+    outside = project.site / "outside"
+    outside.mkdir()
+    (outside / "a").write_text("outside")
+    project.write("sub/a", "inside!")
+    script = buildcontext._BOOTSTRAP.replace(
+        "contextpacker.main()",
+        "import os\n"
+        "from ds01_spawner.adapters import contextfolder\n"
+        f"original = {moment}\n"
+        "def swap(*arguments):\n"
+        "    if arguments[0] != '.' and not os.path.islink('sub'):\n"
+        "        os.rename('sub', 'kept')\n"
+        f"        os.symlink({str(outside)!r}, 'sub')\n"
+        "    return original(*arguments)\n"
+        f"{moment} = swap\n"
+        "contextpacker.main()",
+    )
+    monkeypatch.setattr(buildcontext, "_BOOTSTRAP", script)
+    members = project.pack()
+    assert (project.folder / "sub").is_symlink(), "the swap did not happen"
+    assert "sub/a" not in members
+    assert b"outside" not in project.texts.values()
+
+
 def test_the_child_is_nobody_but_the_user(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it reads, the child has the user's ids, the user's groups and no capability, and cannot be traced."""
     script = buildcontext._BOOTSTRAP.replace(

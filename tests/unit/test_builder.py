@@ -20,6 +20,7 @@ from ds01_spawner.testing.builds import (
     FakeContexts,
     FakeHistory,
     OversizedProject,
+    SlowToStop,
     UnwillingToTag,
 )
 
@@ -301,14 +302,19 @@ async def test_the_last_caller_stops_it() -> None:
 
 
 async def test_who_comes_while_a_build_is_being_stopped_gets_their_own() -> None:
-    """A launch right after a cancel does not inherit the cancel."""
-    here = site()
-    here.engine.may_end.clear()
+    """A launch right after a cancel does not inherit the cancel, and waits until the stopped build is gone."""
+    engine = SlowToStop()
+    here = site(engine=engine)
+    engine.may_end.clear()
     first = await here.begin()
-    await until(lambda: here.engine.running)
+    await until(lambda: engine.running)
     first.task.cancel()
+    await until(lambda: not engine.running)
     second = await here.begin()
-    here.engine.may_end.set()
+    await until(lambda: "earlier build of this project" in second.heard[-1].sentence)
+    assert len(engine.builds) == 1
+    engine.may_end.set()
+    engine.may_stop.set()
     assert (await second.task).built
 
 
