@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import ds01_spawner
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Contents, PackedContext
 from ds01_spawner.core.dockerfile import ContextUse
@@ -183,7 +182,7 @@ class _Packing:
         with os.fdopen(answer_read, "rb") as answer, tempfile.TemporaryFile() as complaints:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(Path(ds01_spawner.__file__).parent)],
+                    [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(Path(__file__).parents[1])],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL if self._archive is None else subprocess.PIPE,
                     stderr=complaints,
