@@ -11,6 +11,7 @@ demo: setup ## a hub with two people and a project, on http://127.0.0.1:8000
 	@dev/with-engine.sh 13 -- .venv/bin/python dev/demo.py
 
 test: setup lint ## the whole suite, on a real Docker Engine
+	@dev/browser.sh
 	@dev/with-engine.sh 11 12 13 -- .venv/bin/python -m pytest
 
 lint: setup ## style, types, and the direction of imports
@@ -18,6 +19,10 @@ lint: setup ## style, types, and the direction of imports
 
 format: setup ## let ruff put the code in order
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+screenshots: setup ## the pictures in the docs, light and dark
+	@dev/browser.sh
+	@dev/with-engine.sh 13 -- .venv/bin/python docs/screenshots.py
 
 clean: ## remove .venv and every cache of a tool
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.integration.conftest import Site, make_site, pytest_runtest_makereport, site
+from ds01_spawner.core.project import server_name
+from ds01_spawner.testing.hub import running
+from tests.integration.conftest import Site, docker, make_site, pytest_runtest_makereport
 
-__all__ = ["make_site", "pytest_runtest_makereport", "site"]
+__all__ = ["Site", "docker", "make_site", "pytest_runtest_makereport"]
 
+CONFIG = Path(__file__).with_name("hub_config.py")
+AXE = Path(__file__).parents[2] / ".venv/lib/axe/node_modules/axe-core/axe.min.js"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -24,14 +30,23 @@ FLAGS = [
     "--disable-sync",
 ]
 PAGE_MILLISECONDS = 20_000
+LAUNCH_MILLISECONDS = 120_000
 PROJECTS = "/services/projects/"
+
+
+@pytest.fixture(scope="session")
+def site(make_site: Callable[..., Site]) -> Iterator[Site]:
+    """One running hub with limits that can be reached."""
+    shared = make_site(CONFIG)
+    with running(shared.hub):
+        yield shared
 
 
 def chromium() -> str:
     """Return the browser's path, or fail with what to install."""
     found = os.environ.get("DS01_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if not found:
-        pytest.fail("there is no chromium here; install it: apt-get install chromium")
+        pytest.fail("there is no chromium here; run dev/browser.sh")
     return found
 
 
@@ -39,9 +54,9 @@ def chromium() -> str:
 def browser() -> Iterator[Browser]:
     """One browser for all tests; each person gets a context of their own in it."""
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium(), headless=True, args=FLAGS)
-        yield running
-        running.close()
+        started = playwright.chromium.launch(executable_path=chromium(), headless=True, args=FLAGS)
+        yield started
+        started.close()
 
 
 @dataclass
@@ -77,17 +92,41 @@ class Visitor:
         self.page.goto(f"{self.site.hub.url}{path}")
         return self.page
 
+    def launch(self, project: str, device: str = "CPU only") -> Page:
+        """Launch a project through its form and return when JupyterLab is there."""
+        self.visit(f"/hub/spawn/{self.user}/{server_name(project)}")
+        self.page.get_by_label(device).check()
+        self.page.get_by_role("button", name="Launch").click()
+        self.page.wait_for_url(f"**/user/{self.user}/{server_name(project)}/lab**", timeout=LAUNCH_MILLISECONDS)
+        return self.page
+
+    def retire_all(self) -> None:
+        """Retire everything of theirs, without questions."""
+        person = self.site.person(self.user)
+        for server in list(person.servers()):
+            person.api("DELETE", f"/users/{self.user}/servers/{server}")
+        wait_for(lambda: not person.servers())
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Return once something is true, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.2)
+
 
 @pytest.fixture
 def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Visitor]]:
     """Let people come, each with a browser of their own, and leave at the end."""
     contexts: list[BrowserContext] = []
 
-    def come(user: str, **options: object) -> Visitor:
+    def come(user: str, *, log_in: bool = True, **options: object) -> Visitor:
         context = browser.new_context(**options)  # type: ignore[arg-type]
         context.set_default_timeout(PAGE_MILLISECONDS)
         contexts.append(context)
-        return Visitor(site, user, context.new_page()).log_in()
+        visitor = Visitor(site, user, context.new_page())
+        return visitor.log_in() if log_in else visitor
 
     yield come
     for context in contexts:
@@ -95,7 +134,30 @@ def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Visitor]]:
 
 
 @pytest.fixture
-def screenshots() -> Path | None:
-    """Where to leave pictures for a look, when that is asked for."""
-    where = os.environ.get("DS01_SCREENSHOTS")
-    return Path(where) if where else None
+def devices_taken(site: Site) -> Iterator[None]:
+    """Every device of the host is somebody else's for the test's duration."""
+    with taken():
+        yield
+
+
+@contextmanager
+def taken() -> Iterator[None]:
+    """Hold every simulated device with a container that is not the hub's."""
+    uuids = ",".join(f"GPU-simulated-{number}" for number in range(4))
+    holder = docker("run", "--detach", "--label", f"ds01.gpu.uuids={uuids}", "ds01/debian:13", "sleep", "600")
+    try:
+        yield
+    finally:
+        docker("rm", "--force", holder)
+
+
+@pytest.fixture(scope="session")
+def base_image() -> Iterator[str]:
+    """An image that projects can start from: it has pip and the label that offers it."""
+    image = "ds01/tests-python:latest"
+    recipe = 'FROM ds01/python:13\nLABEL ds01.base.name="tests-python" ds01.base.description="Python for the tests"\n'
+    import subprocess
+
+    subprocess.run(["docker", "buildx", "build", "--load", "-q", "-t", image, "-"], input=recipe, text=True, check=True)
+    yield image
+    subprocess.run(["docker", "image", "rm", image], capture_output=True, check=False)

@@ -1,14 +1,20 @@
-"""My projects, as people see them."""
+"""My projects, as people see them: what is there, what it does, launching and retiring."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import expect
 
-from .conftest import Site, Visitor
+from ds01_spawner.core.project import server_name
+
+from .conftest import PROJECTS, Site, Visitor, docker, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
@@ -23,4 +29,157 @@ def test_login_leads_to_my_projects(site: Site, visit: Callable[..., Visitor]) -
     expect(ada.page.get_by_role("link", name="thesis", exact=True)).to_be_visible()
     expect(ada.page.get_by_role("link", name="Müller 2024", exact=True)).to_be_visible()
     expect(ada.page.get_by_text(re.compile(r"\d of 4 whole GPUs free"))).to_be_visible()
+    expect(ada.page.get_by_text("0 of 4 in use")).to_be_visible()
     assert "not-hers" not in ada.page.content()
+
+
+def test_a_person_without_projects_is_told_how_to_begin(visit: Callable[..., Visitor]) -> None:
+    """An empty page explains what a project is and leads to making one."""
+    newcomer = visit("newcomer")
+    newcomer.page.get_by_role("link", name="Create the first project").click()
+    expect(newcomer.page.get_by_role("heading", name="New project")).to_be_visible()
+
+
+def test_launch_open_and_retire_from_the_page(site: Site, visit: Callable[..., Visitor]) -> None:
+    """A launch runs through its progress page into JupyterLab; the row follows; one click retires; files stay."""
+    folder = site.project("lea", "My_Work", dockerfile="FROM ds01/debian:13\n", notes="kept\n")
+    lea = visit("lea")
+    watching = lea.context.new_page()
+    watching.goto(f"{site.hub.url}{PROJECTS}")
+    row = watching.get_by_role("listitem").filter(has_text="My_Work")
+    expect(row).to_contain_text("not running")
+    lea.page.get_by_role("link", name="Launch My_Work").click()
+    lea.page.get_by_label("CPU only").check()
+    lea.page.get_by_role("button", name="Launch").click()
+    lea.page.wait_for_url("**/lab**", timeout=120_000)
+    # Without a reload: the other window saw it happen.
+    expect(row.locator("[class*=badge]").first).to_have_text("running", timeout=15_000)
+    expect(row).to_contain_text("up to date", timeout=15_000)
+    expect(row.get_by_role("link", name="Open My_Work")).to_have_attribute("href", re.compile(r"/user/lea/"))
+    began = time.monotonic()
+    row.get_by_role("button", name="Retire My_Work").click()
+    expect(watching.get_by_text("was retired")).to_be_visible()
+    assert time.monotonic() - began < 8
+    assert site.container("lea", "My_Work") == ""
+    assert (folder / "notes").read_text() == "kept\n"
+
+
+def test_retire_asks_once_when_something_would_be_lost(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Files outside the folder are counted with their place, and hand-installed packages become a hint."""
+    site.project("mona", "busy", dockerfile="FROM ds01/python:13\n")
+    mona = visit("mona")
+    mona.launch("busy")
+    container = site.container("mona", "busy", "{{.ID}}")
+    uid = str(site.account("mona").uid)
+    inside = "mkdir ~/results; touch ~/results/a ~/results/b; python3 -m pip install --quiet --user iniconfig"
+    docker("exec", "--user", uid, "--env", "HOME=/home/mona", container, "sh", "-c", inside)
+    mona.visit()
+    mona.page.get_by_role("button", name="Retire busy").click()
+    expect(mona.page.get_by_role("heading", name="Retire busy?")).to_be_visible()
+    expect(mona.page.get_by_text("2 files outside")).to_be_visible()
+    expect(mona.page.get_by_text("2 in /home/mona/results")).to_be_visible()
+    expect(mona.page.get_by_text(re.compile(r"1 Python package installed by hand"))).to_be_visible()
+    mona.page.get_by_role("link", name="Keep it running").click()
+    assert site.container("mona", "busy")
+    mona.page.get_by_role("button", name="Retire busy").click()
+    mona.page.get_by_role("button", name="Retire anyway").click()
+    expect(mona.page.get_by_text("was retired")).to_be_visible()
+    assert site.container("mona", "busy") == ""
+    mona.visit(f"{PROJECTS}p/busy")
+    expect(mona.page.get_by_text(re.compile(r"RUN python3 -m pip install --no-cache-dir iniconfig=="))).to_be_visible()
+    mona.page.get_by_role("button", name="Add them").click()
+    expect(mona.page.get_by_text(re.compile("Added iniconfig=="))).to_be_visible()
+    assert "iniconfig==" in (site.account("mona").home / "workspace/busy/Dockerfile").read_text()
+
+
+def test_the_hubs_own_home_page_retires_named_servers(site: Site, visit: Callable[..., Visitor]) -> None:
+    """While the portal is away, the hub's page still shows what runs and retires it."""
+    site.project("nils", "plain")
+    nils = visit("nils")
+    nils.launch("plain")
+    nils.visit("/hub/home")
+    nils.page.get_by_role("button", name="Retire plain").click()
+    expect(nils.page.get_by_text("It was retired.")).to_be_visible()
+    assert site.container("nils", "plain") == ""
+
+
+def test_two_people_see_their_own_at_the_same_time(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Two browsers, one project name: each launch and each page is its own person's."""
+    for user in ("otto", "pia"):
+        site.project(user, "same")
+    otto, pia = visit("otto"), visit("pia")
+    otto.launch("same")
+    pia.visit()
+    expect(pia.page.get_by_role("listitem").filter(has_text="same")).to_contain_text("not running")
+    otto.visit()
+    expect(otto.page.get_by_role("listitem").filter(has_text="same").locator(".badge").first).to_have_text("running")
+    assert site.container("pia", "same") == ""
+    otto.retire_all()
+
+
+def test_fifty_projects_and_hard_names(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Many projects, names in other scripts, and names that look like HTML are all there, and fit a phone's screen."""
+    names = [f"project-{number:02}" for number in range(47)]
+    names += ["x" * 120, "مشروع البحث", "<script>alert(1)"]
+    for name in names:
+        site.project("quentin", name)
+    quentin = visit("quentin", viewport={"width": 390, "height": 800})
+    expect(quentin.page.get_by_role("list", name="My projects").get_by_role("listitem")).to_have_count(50)
+    expect(quentin.page.get_by_role("link", name="مشروع البحث", exact=True)).to_be_visible()
+    assert quentin.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert not quentin.page.evaluate("document.querySelectorAll('li script').length")
+    quentin.page.get_by_role("link", name=names[-1], exact=True).click()
+    expect(quentin.page.get_by_role("heading", name=names[-1])).to_be_visible()
+
+
+def test_an_ended_session_leads_through_the_login(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Without cookies the page asks for a login; a form sent then changes nothing and says so."""
+    site.project("rita", "still")
+    rita = visit("rita")
+    rita.launch("still")
+    rita.visit()
+    rita.context.clear_cookies()
+    rita.page.get_by_role("button", name="Retire still").click()
+    expect(rita.page.get_by_text(re.compile("login has ended|too old"))).to_be_visible()
+    assert site.container("rita", "still")
+    rita.visit()
+    expect(rita.page.get_by_label("Username")).to_be_visible()
+    rita.retire_all()
+
+
+def test_a_double_click_and_the_back_button_do_nothing_twice(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Pressing Launch twice launches once; going back after that shows the running project."""
+    site.project("sven", "twice")
+    sven = visit("sven")
+    sven.visit(f"/hub/spawn/sven/{server_name('twice')}")
+    sven.page.get_by_label("CPU only").check()
+    sven.page.get_by_role("button", name="Launch").dblclick()
+    sven.page.wait_for_url("**/lab**", timeout=120_000)
+    names = docker("ps", "--filter", f"label=ds01.hub={site.name}", "--format", "{{.Names}}").splitlines()
+    assert names.count("twice._.sven") == 1
+    sven.visit(f"/hub/spawn/sven/{server_name('twice')}")
+    expect(sven.page.get_by_role("link", name="Open")).to_be_visible()
+    sven.retire_all()
+
+
+def test_without_the_portal_the_spawn_form_still_works(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Its process is killed: the hub, its form and what runs go on, and the portal comes back by itself."""
+    site.project("tina", "alone")
+    tina = visit("tina")
+    assert site.hub.process is not None
+    os.kill(portal_of(site.hub.process.pid), signal.SIGKILL)
+    tina.visit("/hub/spawn")
+    expect(tina.page.get_by_role("button", name="Launch alone")).to_be_visible()
+    wait_for(lambda: tina.page.request.get(f"{site.hub.url}{PROJECTS}health").ok)
+    tina.visit()
+    expect(tina.page.get_by_role("heading", name="My projects")).to_be_visible()
+
+
+def portal_of(hub: int) -> int:
+    """Return the process id of a hub's portal."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines()[1:]:
+        pid, parent, command = line.split(None, 2)
+        if int(parent) == hub and "ds01_spawner.services.portal" in command:
+            return int(pid)
+    raise AssertionError("the hub has no portal")

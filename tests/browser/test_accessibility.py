@@ -1,0 +1,65 @@
+"""axe-core finds nothing serious on any page, in light and in dark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from .conftest import AXE, PROJECTS, Site, Visitor
+
+pytestmark = [pytest.mark.engine, pytest.mark.browser]
+
+
+def check(page: Page, where: str) -> None:
+    """Fail with what axe-core calls serious or critical."""
+    if not AXE.exists():
+        pytest.fail("axe-core is not here; run dev/browser.sh")
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    serious = [
+        f"{where}: {one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes'][:3]]}"
+        for one in found["violations"]
+        if one["impact"] in {"serious", "critical"}
+    ]
+    assert not serious, "\n".join(serious)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_fault(site: Site, visit: Callable[..., Visitor], base_image: str, scheme: str) -> None:
+    """My projects, new project with mistakes, environment with a failed build and tags, form, progress, home, error."""
+    site.project("axel", "built", dockerfile="FROM ds01/debian:13\n")
+    site.project("axel", "broken", dockerfile="FROM ds01/debian:13\nRUN echo why; exit 3\n")
+    site.project("axel", "slow", dockerfile=f"FROM ds01/debian:13\nRUN sleep 40; echo {scheme}\n")
+    axel = visit("axel", color_scheme=scheme)
+    page = axel.page
+    check(page, "my projects")
+    axel.visit(f"{PROJECTS}new")
+    page.get_by_label("Name", exact=True).fill(".")
+    page.get_by_role("button", name="Create project").click()
+    check(page, "new project with mistakes")
+    for name in ("built", "broken"):
+        axel.visit(f"{PROJECTS}p/{name}")
+        page.get_by_role("button", name="Build now").click()
+        outcome = "built" if name == "built" else "failed"
+        expect(page.locator("#live").get_by_text(outcome, exact=True).first).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("button", name="Build now")).to_be_visible(timeout=60_000)
+        check(page, f"environment, {name}")
+    page.get_by_role("link", name="Log of the build").first.click()
+    check(page, "log")
+    axel.visit(f"{PROJECTS}p/nothing")
+    check(page, "error")
+    axel.visit("/hub/spawn")
+    check(page, "form, all projects")
+    axel.visit("/hub/spawn/axel/slow")
+    check(page, "form")
+    page.get_by_label("CPU only").check()
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("status")).to_contain_text("step 2 of 2", timeout=60_000)
+    check(page, "progress")
+    axel.visit("/hub/home")
+    check(page, "home")
+    axel.visit("/hub/spawn-pending/axel/slow")
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_url("**/hub/spawn/axel/slow")
