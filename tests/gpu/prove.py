@@ -219,8 +219,8 @@ async def prove_utilisation(lab: Lab, say: Transcript, device: Device) -> None:
         await process.wait()
     await asyncio.sleep(8)
     idle = await lab.nvml.utilisation(device.uuid, 5)
-    say.check(busy is not None and busy > 50, f"computing: {busy} %", busy)
-    say.check(idle is not None and idle < 5, f"not computing: {idle} %", idle)
+    say.check(busy is not None and busy > 50, f"computing: {busy and round(busy)} %", busy)
+    say.check(idle is not None and idle < 5, f"not computing: {idle and round(idle)} %", idle)
 
 
 async def prove_burst(lab: Lab, say: Transcript, devices: tuple[Device, ...]) -> None:

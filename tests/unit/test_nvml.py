@@ -221,6 +221,9 @@ async def test_processes_of_every_kind(tmp_path: Path, monkeypatch: pytest.Monke
                 FakeProcess(1, 400, "graphics"),
                 FakeProcess(4, None),
                 FakeProcess(4, 7, "mps"),
+                FakeProcess(5, 900),
+                FakeProcess(5, 10, "graphics"),
+                FakeProcess(5, None, "mps"),
             ]
         )
     )
@@ -230,6 +233,7 @@ async def test_processes_of_every_kind(tmp_path: Path, monkeypatch: pytest.Monke
         (2, 50, "user2", "c" * 64),
         (3, None, "user3", ""),
         (4, 7, "user4", ""),
+        (5, 900, "user5", ""),
     ]
 
 
