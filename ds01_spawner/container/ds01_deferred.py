@@ -15,12 +15,14 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_bootstrap: Any = importlib._bootstrap
 
 STAND_INS_TRIED_WITH = ("5.5.", "6.1.")
 DEFERRED = frozenset(
@@ -36,8 +38,6 @@ DEFERRED = frozenset(
         "websocket",
     }
 )
-
-_loading = threading.RLock()
 
 
 class Deferred(ModuleType):
@@ -55,20 +55,34 @@ class Deferred(ModuleType):
 
 def load(module: ModuleType) -> None:
     """Run a deferred module's code unless it has run; other threads wait until it has."""
-    with _loading:
-        if type(module) is not Deferred or "_ds01_loading" in module.__dict__:
-            return
-        module.__dict__["_ds01_loading"] = True
+    if type(module) is not Deferred:
+        return
+    try:
+        # Python's own lock for this module: a second one of ours could wait for it, and it for ours.
+        with _bootstrap._ModuleLockManager(module.__name__):
+            _run(module)
+    except _bootstrap._DeadlockError:
+        # Whoever holds the lock waits for this thread, so nobody else will run it if nobody has begun.
+        _run(module)
+
+
+def _run(module: ModuleType) -> None:
+    if type(module) is not Deferred or "_ds01_loading" in module.__dict__:
+        return
+    module.__dict__["_ds01_loading"] = threading.get_ident()
+    try:
         parent = sys.modules.get(module.__name__.rpartition(".")[0])
         if parent is not None:
             load(parent)
         for name, other in list(sys.modules.items()):
             if type(other) is StandIn and name.startswith(module.__name__ + "."):
                 del sys.modules[name]
-        loader = module.__spec__.loader.wrapped  # type: ignore[union-attr]
-        module.__spec__.loader = module.__loader__ = loader  # type: ignore[union-attr]
+        loader = module.__loader__.wrapped  # type: ignore[union-attr]
+        module.__spec__.loader = loader  # type: ignore[union-attr]
         loader.exec_module(module)
+        module.__loader__ = loader
         module.__class__ = ModuleType  # type: ignore[assignment]
+    finally:
         del module.__dict__["_ds01_loading"]
 
 
@@ -82,31 +96,26 @@ class StandIn(ModuleType):
 
 
 def _real(name: str) -> ModuleType:
-    with _loading:
-        if type(sys.modules.get(name)) is StandIn:
-            del sys.modules[name]
-        return importlib.import_module(name)
+    if type(sys.modules.get(name)) is StandIn:
+        sys.modules.pop(name, None)
+    return importlib.import_module(name)
 
 
 class _DeferringLoader:
-    def __init__(self, wrapped: Any) -> None:
+    """Makes a module that waits; one below a deferred package runs as soon as its package has."""
+
+    def __init__(self, wrapped: Any, package: ModuleType | None = None) -> None:
         self.wrapped = wrapped
+        self._package = package
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return Deferred(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing yet."""
-
-
-class _PresentLoader:
-    """Gives a module that is there already, because loading its package imported it."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return sys.modules[spec.name]
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: it has run."""
+        """Do nothing yet, or what was waited for."""
+        if self._package is not None:
+            load(self._package)
+            load(module)
 
 
 class DeferringFinder:
@@ -115,17 +124,15 @@ class DeferringFinder:
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return a deferring spec, or nothing for a module that the usual finders shall find."""
-        if name in DEFERRED:
-            spec = PathFinder.find_spec(name, path, target)
-            if spec is not None and spec.loader is not None and spec.origin is not None:
-                spec.loader = _DeferringLoader(spec.loader)  # type: ignore[assignment]
-            return spec
-        parent = sys.modules.get(name.rpartition(".")[0])
-        if type(parent) is Deferred:
-            load(parent)
-            if name in sys.modules:
-                return ModuleSpec(name, _PresentLoader())  # type: ignore[arg-type]
-        return None
+        package = sys.modules.get(name.rpartition(".")[0])
+        # This runs under Python's import lock, so nothing may be loaded here: another thread may need that lock.
+        below = type(package) is Deferred and package.__dict__.get("_ds01_loading") != threading.get_ident()
+        if name not in DEFERRED and not below:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _DeferringLoader(spec.loader, None if name in DEFERRED else package)  # type: ignore[assignment]
+        return spec
 
 
 def defer() -> None:
