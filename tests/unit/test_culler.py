@@ -217,18 +217,15 @@ async def test_the_last_look_leaves_a_new_container_alone(
     site: FakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its user retired and launched it again in the meantime: the new container is not the one that was judged."""
-    old = site.start("ada")
+    site.start("ada")
     culler = site.culler(tmp_path)
     await site.watch(culler, 30 * MINUTE)
-    read = site.server
+    new = site.start("ada")
 
-    async def launch_again_then_describe(user: str, name: str) -> Any:
-        if old.container_id in site.servers:
-            del site.servers[old.container_id]
-            site.start("ada")
-        return await read(user, name)
+    async def describe_the_new_one(user: str, name: str) -> Any:
+        return site._described(new)
 
-    monkeypatch.setattr(site, "server", launch_again_then_describe)
+    monkeypatch.setattr(site, "server", describe_the_new_one)
     await site.watch(culler, 5 * MINUTE)
     assert site.stopped == []
 

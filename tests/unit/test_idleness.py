@@ -308,6 +308,8 @@ def test_short_blindness_is_not_counted_and_long_blindness_begins_anew() -> None
     """Two unreadable minutes make the end two minutes later; ten make the idle time begin again."""
     short = Life().live(minutes("idle", 10) + minutes("unknown", 2) + minutes("idle", 40))
     assert short.retired_at == 32 * MINUTE
+    twice = Life().live([*minutes("unknown", 3), *minutes("idle", 10)] * 5)
+    assert twice.retired_at == (30 + 3 * 3) * MINUTE
     long = Life().live(minutes("idle", 10) + minutes("unknown", 10) + minutes("idle", 60))
     assert long.retired_at == (20 + 30) * MINUTE
 
