@@ -16,22 +16,17 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-import docker
-import docker.utils
-import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import NotFound
 
+from ds01_spawner.adapters.dockerclient import DockerClient
 from ds01_spawner.core.build import BuildOrder, LocalImage
 from ds01_spawner.core.buildfailure import explain
 from ds01_spawner.core.buildprogress import BuildProgress, BuildState, clean_line
 from ds01_spawner.errors import BuildFailed, EngineUnavailable
-
-T = TypeVar("T")
 
 GRACE_SECONDS = 5.0
 """How long a cancelled client may take to tell BuildKit before it is killed."""
@@ -52,10 +47,9 @@ class BuildKit:
     """
 
     def __init__(self, *, options: dict[str, Any] | None = None, command: tuple[str, ...] = ("docker",)) -> None:
-        self._options = options or {}
         self._command = command
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="buildkit")
-        self._client: docker.APIClient | None = None
+        self._options = options or {}
+        self._docker = DockerClient("buildkit", _THREADS, options)
         self._root_dir = ""
 
     # -- images -------------------------------------------------------------------------------------------------
@@ -67,8 +61,8 @@ class BuildKit:
             EngineUnavailable: nothing can be said about it.
         """
         try:
-            found = await self._call(lambda client: client.inspect_image(reference))
-        except (NotFound, ImageNotFound):
+            found = await self._docker.call(lambda client: client.inspect_image(reference))
+        except NotFound:
             return None
         config = found.get("Config") or {}
         return LocalImage(
@@ -86,7 +80,7 @@ class BuildKit:
             EngineUnavailable: it still means what it meant before.
         """
         try:
-            await self._call(lambda client: client.tag(image_id, repository, tag))
+            await self._docker.call(lambda client: client.tag(image_id, repository, tag))
         except NotFound as error:
             raise EngineUnavailable("The image was removed while it was being tagged. Launch again.") from error
 
@@ -96,7 +90,7 @@ class BuildKit:
         if found is None or found.tags:
             return
         with suppress(NotFound, EngineUnavailable):  # a container uses it
-            await self._call(lambda client: client.remove_image(image_id, force=False, noprune=False))
+            await self._docker.call(lambda client: client.remove_image(image_id, force=False, noprune=False))
 
     async def free_bytes(self) -> int:
         """Return how much room there is where the engine keeps images.
@@ -105,7 +99,7 @@ class BuildKit:
             EngineUnavailable: it cannot be said.
         """
         if not self._root_dir:
-            self._root_dir = str((await self._call(lambda client: client.info())).get("DockerRootDir") or "/")
+            self._root_dir = str((await self._docker.call(lambda client: client.info())).get("DockerRootDir") or "/")
         try:
             return (await asyncio.to_thread(shutil.disk_usage, self._root_dir)).free
         except OSError as error:
@@ -113,27 +107,7 @@ class BuildKit:
 
     def close(self) -> None:
         """Let running calls end and take no more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._client is not None:
-            self._client.close()
-
-    async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
-
-    def _guarded(self, work: Callable[[docker.APIClient], T]) -> T:
-        try:
-            if self._client is None:
-                options = self._options or dict(docker.utils.kwargs_from_env())
-                self._client = docker.APIClient(version="auto", **options)
-            return work(self._client)
-        except NotFound:
-            raise
-        except APIError as error:
-            raise EngineUnavailable(f"Docker Engine refused: {error.explanation or error}") from error
-        except (DockerException, requests.RequestException, OSError) as error:
-            raise EngineUnavailable(
-                "Docker Engine does not answer. If it is not being restarted right now, tell an administrator."
-            ) from error
+        self._docker.close()
 
     # -- building -----------------------------------------------------------------------------------------------
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
-import docker
-import docker.utils
-import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import ImageNotFound, NotFound
 
+from ds01_spawner.adapters.dockerclient import DockerClient
 from ds01_spawner.adapters.notebook import NotebookAddress
 from ds01_spawner.core import labels
 from ds01_spawner.errors import EngineUnavailable, ImageRefused
-
-T = TypeVar("T")
 
 BASE_NAME = "ds01.base.name"
 BASE_DESCRIPTION = "ds01.base.description"
@@ -53,9 +47,7 @@ class ImageShelf:
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self._options = dict(options or {})
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
-        self._client: docker.APIClient | None = None
+        self._docker = DockerClient("images", _THREADS, options)
 
     async def of_user(self, user: str) -> tuple[ListedImage, ...]:
         """Return the images that were built for a user's projects."""
@@ -66,7 +58,7 @@ class ImageShelf:
         return await self._list({"label": [BASE_NAME]})
 
     async def _list(self, filters: dict[str, Any]) -> tuple[ListedImage, ...]:
-        found = await self._call(lambda client: client.images(filters=filters))
+        found = await self._docker.call(lambda client: client.images(filters=filters))
         return tuple(
             ListedImage(
                 id=entry["Id"],
@@ -80,14 +72,14 @@ class ImageShelf:
 
     async def tags(self, repository: str) -> tuple[str, ...]:
         """Return the tags of a project's images, sorted."""
-        found = await self._call(lambda client: client.images(repository))
+        found = await self._docker.call(lambda client: client.images(repository))
         names = [name for entry in found for name in entry.get("RepoTags") or ()]
         return tuple(sorted(tag for name in names for own, _, tag in [name.rpartition(":")] if own == repository))
 
     async def exists(self, reference: str) -> bool:
         """Whether an image of this name is on this host."""
         try:
-            await self._call(lambda client: client.inspect_image(reference))
+            await self._docker.call(lambda client: client.inspect_image(reference))
         except NotFound:
             return False
         return True
@@ -100,7 +92,7 @@ class ImageShelf:
             EngineUnavailable: the engine would not.
         """
         try:
-            await self._call(lambda client: client.tag(f"{repository}:latest", repository, tag))
+            await self._docker.call(lambda client: client.tag(f"{repository}:latest", repository, tag))
         except NotFound as error:
             raise ImageRefused("This project has no image yet. Build it first.") from error
 
@@ -113,7 +105,7 @@ class ImageShelf:
         """
         reference = f"{repository}:{tag}"
         try:
-            await self._call(lambda client: client.remove_image(reference, force=False, noprune=False))
+            await self._docker.call(lambda client: client.remove_image(reference, force=False, noprune=False))
         except (NotFound, ImageNotFound) as error:
             raise ImageRefused(f"There is no image kept as “{tag}”.") from error
         except EngineUnavailable as error:
@@ -124,7 +116,7 @@ class ImageShelf:
     async def changes(self, container: str) -> tuple[str, ...]:
         """Return the paths that were added or changed inside a container, mounts excluded; none when it is gone."""
         try:
-            found = await self._call(lambda client: client.diff(container))
+            found = await self._docker.call(lambda client: client.diff(container))
         except NotFound:
             return ()
         return tuple(entry["Path"] for entry in found or () if entry.get("Kind") in {0, 1})
@@ -132,7 +124,7 @@ class ImageShelf:
     async def address(self, container: str, network: str) -> NotebookAddress | None:
         """Return where a container's notebook server is, ``None`` when it does not run or is not the hub's."""
         try:
-            found = await self._call(lambda client: client.inspect_container(container))
+            found = await self._docker.call(lambda client: client.inspect_container(container))
         except NotFound:
             return None
         environment = dict(item.partition("=")[::2] for item in found["Config"].get("Env") or ())
@@ -145,22 +137,4 @@ class ImageShelf:
 
     def close(self) -> None:
         """Take no more calls."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
-
-    def _guarded(self, work: Callable[[docker.APIClient], T]) -> T:
-        try:
-            if self._client is None:
-                options = self._options or dict(docker.utils.kwargs_from_env())
-                self._client = docker.APIClient(version="auto", **options)
-            return work(self._client)
-        except NotFound:
-            raise
-        except APIError as error:
-            raise EngineUnavailable(f"Docker Engine refused: {error.explanation or error}") from error
-        except (DockerException, requests.RequestException, OSError) as error:
-            raise EngineUnavailable(
-                "Docker Engine does not answer. If it is not being restarted right now, tell an administrator."
-            ) from error
+        self._docker.close()

@@ -143,10 +143,9 @@ class TestRealEngine:
         assert "so long" in why
 
     async def test_a_command_that_does_not_exist_is_a_server_that_died(self, engine: Engine) -> None:
-        """The engine's own word for it reaches the user."""
+        """What the container's init says of it reaches the user, whichever look sees it first."""
         container = await engine.create(server("ds01-test-missing", argv=("/no/such/command",)), {}, {})
-        with pytest.raises(ServerDied, match="/no/such/command"):
-            await engine.start(container)
+        assert "/no/such/command" in await _run_to_its_end(engine, container)
 
     async def test_more_processors_than_there_are_is_all_of_them(self, engine: Engine) -> None:
         """A limit that is meant for a larger machine does not stop a launch on a small one."""
