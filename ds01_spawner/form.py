@@ -169,7 +169,8 @@ def remember_refused(spawner: Any, form_data: Mapping[str, Any]) -> None:
 
 
 def _take_refused(spawner: Any) -> tuple[str, dict[str, Any]] | None:
-    if spawner.handler is not None and spawner.handler.request.method != "POST":
+    handler = _present_request(spawner)
+    if handler is not None and handler.request.method != "POST":
         return None
     kept: tuple[float, str, dict[str, Any]] | None = getattr(spawner.user, "ds01_refused", None)
     spawner.user.ds01_refused = None
@@ -177,6 +178,12 @@ def _take_refused(spawner: Any) -> tuple[str, dict[str, Any]] | None:
         return None
     _, server, values = kept
     return server, {field.name: values[field.name] for field in choices.FIELDS if field.name in values}
+
+
+def _present_request(spawner: Any) -> Any:
+    """Return the request for which the form is rendered; the hub leaves that of an earlier page in the same place."""
+    handler = spawner.handler
+    return None if handler is None or getattr(handler, "_finished", False) else handler
 
 
 def _one(value: Any) -> Any:
@@ -248,7 +255,7 @@ def _asked(spawner: Any) -> dict[str, Any]:
     asked = dict(spawner.user_options) if isinstance(spawner.user_options, dict) else {}
     if not asked:
         asked = dict(getattr(spawner, "option_defaults", {}))
-    handler = spawner.handler
+    handler = _present_request(spawner)
     if handler is not None:
         for field in choices.FIELDS:
             value = handler.get_argument(f"opt-{field.name}", None) or handler.get_body_argument(field.name, None)

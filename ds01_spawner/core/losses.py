@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _IGNORED = re.compile(
     r"/(?:tmp|run|dev|proc|sys|workspace|opt/ds01|var/(?:tmp|cache|lib/apt|lib/dpkg|log))(?:/|$)"
+    r"|/docker-init$"  # the engine's own
     r"|/etc/(?:passwd|group|hosts|hostname|resolv\.conf)$"
     r"|/\.(?:cache|ipython|jupyter|npm|nv|config|dockerenv|bash_history|python_history|wget-hsts)(?:/|$)"
     r"|/\.local/(?:share/jupyter|state)(?:/|$)"

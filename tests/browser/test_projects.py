@@ -157,8 +157,9 @@ def test_a_double_click_and_the_back_button_do_nothing_twice(site: Site, visit: 
     sven.page.wait_for_url("**/lab**", timeout=120_000)
     names = docker("ps", "--filter", f"label=ds01.hub={site.name}", "--format", "{{.Names}}").splitlines()
     assert names.count("twice._.sven") == 1
+    # The form of a running project is the project.
     sven.visit(f"/hub/spawn/sven/{server_name('twice')}")
-    expect(sven.page.get_by_role("link", name="Open")).to_be_visible()
+    expect(sven.page).to_have_url(re.compile(r"/user/sven/twice/lab"))
     sven.retire_all()
 
 

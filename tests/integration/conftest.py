@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def make_site() -> Iterator[Callable[..., Site]]:
     """Make sites, and take away everything of theirs at the end."""
     if os.geteuid() != 0:
         pytest.skip("the hub acts for several people: run the tests as root")
+    with making_sites() as make:
+        yield make
+
+
+@contextmanager
+def making_sites() -> Iterator[Callable[..., Site]]:
+    """Make sites for the block, and take away everything of theirs at its end."""
     made: list[Site] = []
     folders: list[Path] = []
 
@@ -120,7 +128,14 @@ def make_site() -> Iterator[Callable[..., Site]]:
         made.append(site)
         return site
 
-    yield make
+    try:
+        yield make
+    finally:
+        take_away(made, folders)
+
+
+def take_away(made: list[Site], folders: list[Path]) -> None:
+    """Remove the containers, networks and folders of sites."""
     for site in made:
         left = docker("ps", "--all", "--quiet", "--filter", f"label=ds01.hub={site.name}").split()
         if left:

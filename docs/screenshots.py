@@ -1,0 +1,157 @@
+"""Writes the pictures of the docs, light and dark, from a real hub in a real browser: ``make screenshots``.
+
+It is also the tutorial, tried: somebody without a project makes one, adds a package, launches, and imports it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+
+from ds01_spawner.core.project import server_name  # noqa: E402
+from ds01_spawner.testing.hub import running  # noqa: E402
+from tests.browser.conftest import CONFIG, FLAGS, LAUNCH_MILLISECONDS, PROJECTS, Visitor, chromium, taken  # noqa: E402
+from tests.integration.conftest import Site, making_sites  # noqa: E402
+
+PICTURES = ROOT / "docs/pictures"
+SIZE = {"width": 1100, "height": 760}
+PROJECT = "first-steps"
+
+
+class Camera:
+    """Takes a picture of a page in light and in dark."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, page: Page, name: str, *, full: bool = False) -> None:
+        """Write ``<name>-light.png`` and ``<name>-dark.png``."""
+        for scheme in ("light", "dark"):
+            page.evaluate("scheme => document.documentElement.setAttribute('data-bs-theme', scheme)", scheme)
+            page.wait_for_timeout(200)
+            page.screenshot(path=self.folder / f"{name}-{scheme}.png", full_page=full)
+        print(f"screenshots: {name}", flush=True)
+
+
+def main() -> None:
+    """Take every picture."""
+    subprocess.run([ROOT / "images/build.sh", "python"], env=None, check=True)
+    camera = Camera(PICTURES)
+    with making_sites() as make, sync_playwright() as playwright:
+        site = make(CONFIG)
+        browser = playwright.chromium.launch(executable_path=chromium(), headless=True, args=FLAGS)
+        with running(site.hub):
+            tutorial(site, browser, camera)
+            waiting(site, browser, camera)
+            failing(site, browser, camera)
+            many(site, browser, camera)
+        browser.close()
+
+
+@contextmanager
+def visitor(site: Site, browser: Browser, user: str, **options: object) -> Iterator[Visitor]:
+    """Somebody at a browser."""
+    context = browser.new_context(viewport=SIZE, **options)  # type: ignore[arg-type]
+    context.set_default_timeout(60_000)
+    yield Visitor(site, user, context.new_page()).log_in()
+    context.close()
+
+
+def tutorial(site: Site, browser: Browser, camera: Camera) -> None:
+    """From login to a notebook with a package of one's own."""
+    with visitor(site, browser, "ada") as ada:
+        page = ada.page
+        camera.take(page, "empty")
+        page.get_by_role("link", name="Create the first project").click()
+        page.get_by_label("Name", exact=True).fill(PROJECT)
+        page.get_by_label("Something else").check()
+        page.get_by_label("Plain Python").check()
+        camera.take(page, "new-project", full=True)
+        page.get_by_role("button", name="Create project").click()
+        expect(page.get_by_text("was created")).to_be_visible()
+        camera.take(page, "created")
+        page.get_by_role("link", name=PROJECT, exact=True).click()
+        page.get_by_label("Python packages").fill("cowsay")
+        page.get_by_role("button", name="Add and build").click()
+        expect(page.get_by_label("The build's last lines")).to_be_visible()
+        camera.take(page, "building", full=True)
+        expect(page.locator("#live").get_by_text("built", exact=True)).to_be_visible(timeout=LAUNCH_MILLISECONDS)
+        page.get_by_label("Keep the present image as").fill("experiment-42")
+        camera.take(page, "environment", full=True)
+        page.get_by_role("button", name="Keep").click()
+        expect(page.get_by_text("is kept as")).to_be_visible()
+        page.get_by_role("link", name="Launch", exact=True).click()
+        camera.take(page, "form")
+        page.get_by_label("CPU only").check()
+        page.get_by_role("button", name="Launch").click()
+        page.wait_for_url("**/lab**", timeout=LAUNCH_MILLISECONDS)
+        page.get_by_role("button", name="Python 3").or_(page.get_by_text("Python 3").first).first.click(timeout=60_000)
+        cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
+        cell.click()
+        page.keyboard.insert_text('import cowsay\ncowsay.cow("It is there")')
+        page.keyboard.press("Shift+Enter")
+        expect(page.get_by_text("| It is there |").first).to_be_visible()
+        page.screenshot(path=PICTURES / "notebook.png")
+        print("screenshots: notebook", flush=True)
+        ada.visit()
+        expect(page.get_by_text("running", exact=True)).to_be_visible()
+        camera.take(page, "running")
+        page.get_by_role("button", name=f"Retire {PROJECT}").click()
+        if page.get_by_role("button", name="Retire anyway").count():
+            camera.take(page, "retire")
+            page.get_by_role("button", name="Retire anyway").click()
+        expect(page.get_by_text("was retired")).to_be_visible()
+        camera.take(page, "retired")
+
+
+def waiting(site: Site, browser: Browser, camera: Camera) -> None:
+    """A launch that waits for a device."""
+    site.project("ben", "training")
+    with taken(), visitor(site, browser, "ben") as ben:
+        page = ben.visit(f"/hub/spawn/ben/{server_name('training')}")
+        page.get_by_label("Whole GPU").check()
+        camera.take(page, "form-full")
+        page.get_by_role("button", name="Launch").click()
+        expect(page.get_by_role("status")).to_contain_text("in the queue", timeout=LAUNCH_MILLISECONDS)
+        camera.take(page, "waiting")
+        page.get_by_role("button", name="Cancel").click()
+        page.wait_for_url("**/hub/spawn/**")
+
+
+def failing(site: Site, browser: Browser, camera: Camera) -> None:
+    """A launch whose image does not build."""
+    recipe = "FROM ds01/python:13\nRUN sleep 2\nRUN python3 -m pip install no-such-package-anywhere-42\n"
+    site.project("cleo", "broken", dockerfile=recipe)
+    with visitor(site, browser, "cleo") as cleo:
+        page = cleo.visit(f"/hub/spawn/cleo/{server_name('broken')}")
+        page.get_by_label("CPU only").check()
+        page.get_by_role("button", name="Launch").click()
+        expect(page.get_by_role("alert")).to_be_visible(timeout=LAUNCH_MILLISECONDS)
+        camera.take(page, "failed", full=True)
+
+
+def many(site: Site, browser: Browser, camera: Camera) -> None:
+    """Several projects, on a wide screen and on a phone."""
+    for name in ("climate-model", "Übung 3", "مشروع البحث", "thesis", "vision"):
+        site.project("dora", name, dockerfile="FROM ds01/debian:13\n")
+    with visitor(site, browser, "dora") as dora:
+        dora.launch("vision")
+        dora.visit(f"{PROJECTS}")
+        expect(dora.page.get_by_text("running", exact=True)).to_be_visible()
+        camera.take(dora.page, "projects", full=True)
+        dora.page.set_viewport_size({"width": 390, "height": 800})
+        camera.take(dora.page, "phone")
+        dora.retire_all()
+
+
+if __name__ == "__main__":
+    main()
