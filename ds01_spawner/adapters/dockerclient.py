@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ class DockerClient:
         self._options = dict(options or {})
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._client: docker.APIClient | None = None
+        self._opening = threading.Lock()
 
     async def call(self, work: Callable[[docker.APIClient], T]) -> T:
         """Do some work with the client in a thread; a cancel does not stop it.
@@ -42,10 +44,7 @@ class DockerClient:
     def ask(self, work: Callable[[docker.APIClient], T]) -> T:
         """Do some work with the client here; raises like ``call``."""
         try:
-            if self._client is None:
-                options = self._options or docker.utils.kwargs_from_env()
-                self._client = docker.APIClient(**{"version": "auto", **options})
-            return work(self._client)
+            return work(self._open())
         except NotFound:
             raise
         except APIError as error:
@@ -54,6 +53,13 @@ class DockerClient:
             raise EngineUnavailable(
                 "Docker Engine does not answer. If it is not being restarted right now, tell an administrator."
             ) from error
+
+    def _open(self) -> docker.APIClient:
+        with self._opening:  # eight launches at once are to open one client, not eight
+            if self._client is None:
+                options = self._options or docker.utils.kwargs_from_env()
+                self._client = docker.APIClient(**{"version": "auto", **options})
+            return self._client
 
     def close(self) -> None:
         """Let running calls end and take no more."""
