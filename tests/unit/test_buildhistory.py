@@ -99,17 +99,17 @@ def test_interrupted(records: BuildRecords, tmp_path: Path) -> None:
 def test_a_long_log_keeps_its_ends(records: BuildRecords, tmp_path: Path) -> None:
     """A log stays within its size and keeps beginning and end, whole lines only, with a note of what is missing."""
     journal = records.begin(REPOSITORY, record())
-    count = 3 * LOG_BYTES // 20
+    count = 3 * LOG_BYTES // 21
     for start in range(0, count, 1000):
-        journal.write([f"line {number:014d}" for number in range(start, start + 1000)])
+        journal.write([f"line {number:015d}" for number in range(start, start + 1000)])
         assert (tmp_path / "builds" / REPOSITORY / f"{record().id}.log").stat().st_size <= LOG_BYTES + 30_000
     text = records.read_log(REPOSITORY, record().id).text
     lines = text.splitlines()
-    assert lines[0] == f"line {0:014d}"
+    assert lines[0] == f"line {0:015d}"
     assert lines[-1].startswith("line ")
     (note,) = [line for line in lines if not line.startswith("line ")]
     kept = sum(len(line) + 1 for line in lines if line != note)
-    written = (int(lines[-1].split()[1]) + 1) * 20
+    written = (int(lines[-1].split()[1]) + 1) * 21
     assert note == f"… {written - kept:,} bytes of the log are left out here …"
     assert len({len(line) for line in lines if line != note}) == 1
 

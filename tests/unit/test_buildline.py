@@ -27,39 +27,62 @@ async def steps() -> None:
 
 async def test_cancelled_at_the_moment_of_being_let_in() -> None:
     """A place that was given to someone who leaves before entering goes to the next."""
-    line, leave, inside = BuildLine(1), asyncio.Event(), []
-    first = asyncio.create_task(stay(line, leave, inside, "first"))
-    second = asyncio.create_task(stay(line, asyncio.Event(), inside, "second"))
-    third = asyncio.create_task(stay(line, asyncio.Event(), inside, "third"))
-    await steps()
-    leave.set()
-    await asyncio.wait([first])  # which has given its place to the second, who has not run since
-    second.cancel()
+    line, inside = BuildLine(1), []
+    async with line.place(lambda _: None):
+        second = asyncio.create_task(stay(line, asyncio.Event(), inside, "second"))
+        third = asyncio.create_task(stay(line, asyncio.Event(), inside, "third"))
+        await steps()
+    second.cancel()  # it has the place, and has not run since
     await steps()
     assert inside == ["third"]
     third.cancel()
     await steps()
     assert inside == []
-    leave.set()
-    await asyncio.wait_for(stay(line, leave, inside, "fourth"), 1)
+    assert await has_room(line)
 
 
 async def test_cancelled_before_a_place_is_given() -> None:
     """Whoever was cancelled but has not run since is passed over."""
-    line, leave, inside = BuildLine(1), asyncio.Event(), []
-    first = asyncio.create_task(stay(line, leave, inside, "first"))
-    second = asyncio.create_task(stay(line, asyncio.Event(), inside, "second"))
-    third = asyncio.create_task(stay(line, asyncio.Event(), inside, "third"))
+    line, inside = BuildLine(1), []
+    async with line.place(lambda _: None):
+        second = asyncio.create_task(stay(line, asyncio.Event(), inside, "second"))
+        third = asyncio.create_task(stay(line, asyncio.Event(), inside, "third"))
+        await steps()
+        second.cancel()
     await steps()
-    leave.set()
-    second.cancel()
-    await steps()
-    assert (first.done(), second.cancelled()) == (True, True)
     assert inside == ["third"]
     third.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await third
-    await asyncio.wait_for(stay(line, leave, inside, "fourth"), 1)
+    await steps()
+    assert await has_room(line)
+
+
+async def test_cancelled_while_waiting() -> None:
+    """Who leaves the line gives nobody a place."""
+    line, inside = BuildLine(1), []
+    async with line.place(lambda _: None):
+        second = asyncio.create_task(stay(line, asyncio.Event(), inside, "second"))
+        third = asyncio.create_task(stay(line, asyncio.Event(), inside, "third"))
+        await steps()
+        second.cancel()
+        await steps()
+        assert inside == []
+        fourth = asyncio.create_task(stay(line, asyncio.Event(), inside, "fourth"))
+        await steps()
+        assert inside == []
+    await steps()
+    assert inside == ["third"]
+    for task in (third, fourth):
+        task.cancel()
+    await steps()
+    assert await has_room(line)
+
+
+async def has_room(line: BuildLine) -> bool:
+    """Whether someone new gets in."""
+    leave = asyncio.Event()
+    leave.set()
+    await asyncio.wait_for(stay(line, leave, [], "new"), 1)
+    return True
 
 
 async def test_an_error_inside_gives_the_place_back() -> None:
