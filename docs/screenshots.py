@@ -129,12 +129,14 @@ def waiting(site: Site, browser: Browser, camera: Camera) -> None:
 
 def failing(site: Site, browser: Browser, camera: Camera) -> None:
     """A launch whose image does not build."""
-    recipe = "FROM ds01/python:13\nRUN sleep 2\nRUN python3 -m pip install no-such-package-anywhere-42\n"
+    recipe = "FROM ds01/python:13\nRUN sleep 8\nRUN python3 -m pip install no-such-package-anywhere-42\n"
     site.project("cleo", "broken", dockerfile=recipe)
     with visitor(site, browser, "cleo") as cleo:
         page = cleo.visit(f"/hub/spawn/cleo/{server_name('broken')}")
         page.get_by_label("CPU only").check()
         page.get_by_role("button", name="Launch").click()
+        expect(page.get_by_role("status")).to_contain_text("step 2 of 3", timeout=LAUNCH_MILLISECONDS)
+        camera.take(page, "launching")
         expect(page.get_by_role("alert")).to_be_visible(timeout=LAUNCH_MILLISECONDS)
         camera.take(page, "failed", full=True)
 
@@ -148,6 +150,11 @@ def many(site: Site, browser: Browser, camera: Camera) -> None:
         dora.visit(f"{PROJECTS}")
         expect(dora.page.get_by_text("running", exact=True)).to_be_visible()
         camera.take(dora.page, "projects", full=True)
+        dora.visit("/hub/spawn")
+        camera.take(dora.page, "spawn-form", full=True)
+        dora.visit("/hub/home")
+        camera.take(dora.page, "home")
+        dora.visit(f"{PROJECTS}")
         dora.page.set_viewport_size({"width": 390, "height": 800})
         camera.take(dora.page, "phone")
         dora.retire_all()
