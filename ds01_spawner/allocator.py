@@ -15,20 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from ds01_spawner.core import tickets
-from ds01_spawner.core.allocation import (
-    HALF_LIFE_SECONDS,
-    Allocation,
-    Decision,
-    Grant,
-    IdleSince,
-    LimitsOf,
-    Snapshot,
-)
-from ds01_spawner.core.ledger import MEMORY_TOLERANCE_BYTES, REPORT_AFTER_SECONDS, Change, Ledger
+from ds01_spawner.core.allocation import HALF_LIFE_SECONDS, Allocation, Decision, Grant, Snapshot
+from ds01_spawner.core.expectation import IdleSince
+from ds01_spawner.core.ledger import MEMORY_TOLERANCE_BYTES, REPORT_AFTER_SECONDS, Ledger
 from ds01_spawner.core.model import Device, Holder, Lease, LeaseState, Observation, Request
 from ds01_spawner.core.queue import PATIENCE_SECONDS, Entry, Estimate, Waiting
+from ds01_spawner.core.rules import LimitsOf
+from ds01_spawner.core.sight import Change
 from ds01_spawner.core.tickets import Remembered
 from ds01_spawner.errors import DevicesUnavailable, DS01Error, LedgerBroken
+from ds01_spawner.looker import Looker
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +154,11 @@ class Allocator:
             now=clock(),
         )
         self._waiters: dict[Holder, _Waiter] = {}
-        self._looker: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
-        self._upcoming: asyncio.Future[None] | None = None
+        self._looker = Looker(self._evaluate, self._pause, self._refuse_all)
         self._looking = asyncio.Lock()
         self._looked_at: float | None = None
         self._saved: tuple[int, ...] = ()
         self._saved_at: float | None = None
-        self._closed = False
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         """Refuse: a copy would grant every device a second time.
@@ -223,7 +216,7 @@ class Allocator:
 
     async def look(self) -> None:
         """Return after a look that began after this call, and everything that follows from it."""
-        await asyncio.shield(self._request_look())
+        await asyncio.shield(self._looker.ask())
 
     async def snapshot(self, max_age_seconds: float = 5.0) -> Snapshot:
         """Return what is held, occupied and waited for, by a look that is not older than this."""
@@ -239,7 +232,7 @@ class Allocator:
     def limits_changed(self) -> None:
         """Read the limits of those who wait again, and look whether somebody can be served now."""
         self._allocation.refresh_limits()
-        self._request_look()
+        self._looker.ask()
 
     def validate(self) -> None:
         """Derive every rule of the ledger and the queue again.
@@ -255,10 +248,7 @@ class Allocator:
 
     async def close(self) -> None:
         """Stop looking.  Leases and places in the queue are left as they are for the next hub."""
-        self._closed = True
-        if self._looker:
-            self._looker.cancel()
-            await asyncio.wait([self._looker])
+        await self._looker.close()
 
     # -- one launch ---------------------------------------------------------------------------------------------------
 
@@ -299,7 +289,7 @@ class Allocator:
         entry = self._allocation.enter(request, groups, self._clock())
         waiter = _Waiter(entry, asyncio.get_running_loop().create_future(), on_wait)
         self._waiters[holder] = waiter
-        self._request_look()
+        self._looker.ask()
         outcome = "cancelled"
         try:
             grant = await waiter.granted
@@ -314,7 +304,7 @@ class Allocator:
             raise
         finally:
             del self._waiters[holder]
-            if not (outcome == "cancelled" and self._shutting_down()):
+            if not (outcome == "cancelled" and self._looker.ending):
                 self._allocation.leave(holder)
                 self._save()
             if waiter.told:
@@ -322,8 +312,8 @@ class Allocator:
                 self._note(
                     "queue.leave", user=holder.user, server=holder.server, outcome=outcome, waited_seconds=waited
                 )
-            if outcome == "cancelled" and not self._shutting_down():
-                self._request_look()  # what was kept for it is for others now
+            if outcome == "cancelled" and not self._looker.ending:
+                self._looker.ask()  # what was kept for it is for others now
         return grant
 
     def _bind(self, lease: Lease, container_id: str) -> Lease:
@@ -338,8 +328,8 @@ class Allocator:
         now = self._clock()
         self._allocation.release(lease.holder, now)
         self._record_release(lease, now, why)
-        if lease.devices and not self._shutting_down():
-            self._request_look()
+        if lease.devices and not self._looker.ending:
+            self._looker.ask()
 
     @asynccontextmanager
     async def _creating(self, lease: Lease) -> AsyncIterator[None]:
@@ -358,35 +348,10 @@ class Allocator:
         if current is None or current.number != lease.number:
             raise LedgerBroken(f"{lease} has ended.")
 
-    # -- the looker ---------------------------------------------------------------------------------------------------
+    # -- looking ------------------------------------------------------------------------------------------------------
 
-    def _request_look(self) -> asyncio.Future[None]:
-        if self._upcoming is None or self._upcoming.done():
-            self._upcoming = asyncio.get_running_loop().create_future()
-        if self._looker is None or self._looker.done():
-            self._looker = asyncio.get_running_loop().create_task(self._look_on(), name="ds01-allocator")
-        self._wake.set()
-        return self._upcoming
-
-    async def _look_on(self) -> None:
-        while True:
-            busy = self._allocation.waits or self._ledger.settling
-            try:
-                async with asyncio.timeout(self._recheck_seconds if busy else QUIET_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            asked, self._upcoming = self._upcoming, None
-            try:
-                await self._evaluate()
-            except Exception as error:
-                # Whoever waits must hear of it: waiting for a task that cannot decide would be for ever.
-                log.exception("No device can be granted")
-                self._refuse_all(error)
-            finally:
-                if asked and not asked.done():
-                    asked.set_result(None)
+    def _pause(self) -> float:
+        return self._recheck_seconds if self._allocation.waits or self._ledger.settling else QUIET_SECONDS
 
     async def _evaluate(self, withheld: str = "", *, locked: bool = False) -> None:
         # The host lock is taken before ours: whoever creates a container holds it and needs a look.
@@ -424,7 +389,7 @@ class Allocator:
             waiter = self._waiters.get(entry.request.holder)
             if waiter and waiter.entry is entry and not waiter.granted.done():
                 waiter.granted.set_exception(refusal)
-        for holder, waiting in decision.waiting.items():
+        for holder, waiting in self._allocation.tell(self._clock()).items():
             waiter = self._waiters.get(holder)
             if waiter and not waiter.granted.done() and waiter.told != waiting:
                 self._tell(waiter, waiting)
@@ -443,6 +408,7 @@ class Allocator:
             log.exception("Telling %s about the queue failed", holder.user)
 
     def _refuse_all(self, error: Exception) -> None:
+        """Tell everybody who waits that no decision can be made: waiting for one would be for ever."""
         for waiter in self._waiters.values():
             if not waiter.granted.done():
                 refusal = DevicesUnavailable("No device can be granted: the allocator failed. Tell an administrator.")
@@ -480,11 +446,6 @@ class Allocator:
             log.exception("Event %s is lost", event)
 
     # -- tickets ------------------------------------------------------------------------------------------------------
-
-    def _shutting_down(self) -> bool:
-        """Whether the hub ends: it cancels every task at once, the looker with the others."""
-        looker = self._looker
-        return self._closed or (looker is not None and (looker.done() or looker.cancelling() > 0))
 
     def _recall(self) -> Remembered | None:
         try:

@@ -33,7 +33,7 @@ class Table:
     def __init__(
         self, free: Iterable[Device], expected: Iterable[tuple[Device, float]], inventory: Inventory, now: float
     ) -> None:
-        self._now = now
+        self.now = now
         self._inventory = inventory
         self._open: dict[str, dict[str, Device]] = {}
         self._kept: dict[str, dict[str, tuple[Device, float]]] = {}
@@ -60,7 +60,7 @@ class Table:
         for kind in kinds:
             found = [device for device in self._open.get(kind, {}).values() if device.memory_bytes >= least]
             if len(found) < count and entry.longest_seconds is not None:
-                ends = self._now + entry.longest_seconds
+                ends = self.now + entry.longest_seconds
                 if ends <= self._kept_until.get(kind, 0.0):
                     kept = self._kept.get(kind, {}).values()
                     found += [device for device, until in kept if until >= ends and device.memory_bytes >= least]
@@ -70,7 +70,7 @@ class Table:
 
     def take(self, entry: Entry, devices: Iterable[Device]) -> None:
         """Note that the entry starts now on these devices."""
-        ends = self._now + (entry.shortest_seconds or 0.0)
+        ends = self.now + (entry.shortest_seconds or 0.0)
         for device in devices:
             if self._open.get(device.kind, {}).pop(device.uuid, None):
                 self._expect(device, ends)
@@ -110,7 +110,7 @@ class Table:
         later = heapq.nsmallest(missing, (item for item in self._later.get(kind, ()) if item[2].memory_bytes >= least))
         if len(later) < missing:
             return None
-        start = later[-1][0] if later else self._now
+        start = later[-1][0] if later else self.now
         return start, opened, [device for _, _, device in later]
 
     def _set_apart(self, device: Device, until: float) -> None:
@@ -121,7 +121,7 @@ class Table:
             until = min(until, kept.pop(device.uuid)[1])
         elif not open_:
             return
-        if until > self._now:
+        if until > self.now:
             self._kept.setdefault(device.kind, {})[device.uuid] = (device, until)
             self._kept_until[device.kind] = max(until, self._kept_until.get(device.kind, 0.0))
 

@@ -29,6 +29,8 @@ class Inventory:
     def __init__(self, devices: Iterable[Device] = (), absent: Iterable[Device] = ()) -> None:
         self.existing: dict[str, Device] = {device.uuid: device for device in devices}
         self.by_uuid: dict[str, Device] = {device.uuid: device for device in absent} | self.existing
+        self.instances = tuple(device for device in self.existing.values() if device.parent)
+        self._claimed: dict[tuple[str, str], frozenset[str]] = {}
         self._instances: dict[str, list[str]] = {}
         self._by_index: dict[str, list[str]] = {}
         for device in self.by_uuid.values():
@@ -46,6 +48,22 @@ class Inventory:
         device = self.by_uuid.get(uuid)
         parent = (device.parent,) if device and device.parent in self.by_uuid else ()
         return (*self._instances.get(uuid, ()), *parent)
+
+    def claimed_by(self, container: Container) -> frozenset[str]:
+        """Return the devices that a container may use now or when it goes on.
+
+        A container that has ended uses nothing, unless ``ds01.*`` labels say that a device was allocated to it: such an
+        allocation lasts until the container is removed.
+        """
+        # What a container was given never changes during its life, so it is worked out once per inventory.
+        key = (container.id, container.state)
+        claimed = self._claimed.get(key)
+        if claimed is None:
+            allocated = labels.devices_of(container.labels)
+            ended = container.state in ENDED and not allocated
+            claims = () if ended else {*allocated, *container.devices}
+            claimed = self._claimed[key] = frozenset().union(*(self.resolve(claim) for claim in claims))
+        return claimed
 
     def named(self, uuid: str) -> frozenset[str]:
         """Return the devices that a UUID names: itself, and every instance cut from it."""
@@ -95,18 +113,6 @@ class Occupant:
     what: str
 
 
-def claimed_by(container: Container, inventory: Inventory) -> frozenset[str]:
-    """Return the devices that a container may use now or when it goes on.
-
-    A container that has ended uses nothing, unless ``ds01.*`` labels say that a device was allocated to it: such an
-    allocation lasts until the container is removed.
-    """
-    allocated = labels.devices_of(container.labels)
-    if container.state in ENDED and not allocated:
-        return frozenset()
-    return frozenset().union(*(inventory.resolve(claim) for claim in (*allocated, *container.devices)))
-
-
 def owner_of(container: Container) -> str:
     """Return whose container it is, for show: the user of its labels, else its name."""
     return container.labels.get(labels.USER) or container.labels.get(HUB_USER) or container.name
@@ -138,7 +144,7 @@ def occupants(
     for container in containers:
         if infrastructure and container.name.startswith(infrastructure):
             continue
-        claimed = claimed_by(container, inventory)
+        claimed = inventory.claimed_by(container)
         if not claimed:
             continue
         claims[container.id] = claimed

@@ -21,6 +21,7 @@ from fractions import Fraction
 
 from ds01_spawner.core import claims, labels
 from ds01_spawner.core.claims import Inventory, Occupant
+from ds01_spawner.core.handover import Handover
 from ds01_spawner.core.labels import ServerLabels
 from ds01_spawner.core.limits import Held
 from ds01_spawner.core.model import (
@@ -35,28 +36,11 @@ from ds01_spawner.core.model import (
     Observation,
     Process,
 )
-from ds01_spawner.core.sight import Departure, Sight, is_whole, judge
+from ds01_spawner.core.sight import Change, Sight, is_whole, judge
 from ds01_spawner.errors import LedgerBroken
 
 MEMORY_TOLERANCE_BYTES = 512 * 2**20
 REPORT_AFTER_SECONDS = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Something that a look brought to light.
-
-    Attributes:
-        kind: ``adopted``, ``vanished``, ``set-aside``, ``returned`` or ``notice``.
-        text: one sentence for the log.
-        holder: whom it concerns.
-        devices: UUIDs of the devices that it concerns.
-    """
-
-    kind: str
-    text: str
-    holder: Holder | None = None
-    devices: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,16 +74,17 @@ class Ledger:
         self.seen = Observation(at=0.0, devices=None, containers=None, processes=None, problem="Nothing was read yet.")
         self.notices: tuple[str, ...] = ()
         self._tolerance_bytes = memory_tolerance_bytes
-        self._report_after_seconds = report_after_seconds
+        self._handover = Handover(report_after_seconds)
         self._infrastructure = tuple(infrastructure)
         self._entries: dict[Holder, _Entry] = {}
         self._holders: dict[str, Holder] = {}
-        self._departures: dict[str, Departure] = {}
-        self._baseline_bytes: dict[str, int] = {}
         self._remembered: dict[str, Device] = {}
         self._claimed: dict[str, Occupant] = {}
         self._strays: dict[str, Process] = {}
-        self._outsiders: tuple[Container, ...] = ()
+        self._outsiders: dict[str, list[Container]] = {}
+        self._servers: dict[str, dict[Holder, _Entry]] = {}
+        self._decoded: dict[str, ServerLabels | None] = {}
+        self._listed: tuple[Device, ...] = ()
         self._free: dict[str, Device] = {}
         self._judged: dict[str, DeviceStatus] = {}
         self._numbers = 0
@@ -131,12 +116,17 @@ class Ledger:
     @property
     def settling(self) -> bool:
         """Whether a device waits to be seen clean."""
-        return bool(self._departures)
+        return bool(self._handover.departures)
 
     def lease_of(self, holder: Holder) -> Lease | None:
         """Return the holder's lease."""
         entry = self._entries.get(holder)
         return entry.lease if entry else None
+
+    @property
+    def holders(self) -> Mapping[str, Holder]:
+        """The holder of every leased device, by UUID."""
+        return self._holders
 
     def lease_on(self, uuid: str) -> Lease | None:
         """Return the lease of a device."""
@@ -156,13 +146,11 @@ class Ledger:
         """Return what a user has on this host: leases of this hub, and containers that labels say are the user's."""
         held = [
             Held(entry.lease.holder.server, self._equivalents(entry.lease.devices))
-            for entry in self._entries.values()
-            if entry.lease.holder.user == user
+            for entry in self._servers.get(user, {}).values()
         ]
         held += (
-            Held(f"container {container.name}", self._equivalents(claims.claimed_by(container, self.inventory)))
-            for container in self._outsiders
-            if claims.owner_of(container) == user and container.state not in claims.ENDED
+            Held(f"container {container.name}", self._equivalents(self.inventory.claimed_by(container)))
+            for container in self._outsiders.get(user, ())
         )
         return tuple(held)
 
@@ -223,15 +211,19 @@ class Ledger:
         entry = self._entries.pop(holder, None)
         if entry is None:
             return None
+        del self._servers[holder.user][holder]
+        if not self._servers[holder.user]:
+            del self._servers[holder.user]
         for uuid in entry.lease.devices:
             del self._holders[uuid]
-            self._departures[uuid] = Departure(holder, now, self._looks)
+        self._handover.leave(holder, entry.lease.devices, now, self._looks)
         return entry.lease
 
     def _enter(self, lease: Lease, look: int) -> Lease:
         self._numbers += 1
         lease = replace(lease, number=self._numbers)
-        self._entries[lease.holder] = _Entry(lease, look)
+        entry = self._entries[lease.holder] = _Entry(lease, look)
+        self._servers.setdefault(lease.holder.user, {})[lease.holder] = entry
         for uuid in lease.devices:
             self._holders[uuid] = lease.holder
             self._remembered[uuid] = self.device(uuid)
@@ -262,21 +254,20 @@ class Ledger:
         self.seen, self._seen_look = seen, look
         changes: list[Change] = []
         notices: list[str] = []
-        if seen.containers is not None:
-            changes += self._end_vanished(seen, look)
         if seen.devices is not None:
-            self.inventory_known = True
-        existing = self.inventory.existing.values() if seen.devices is None else seen.devices
-        self.inventory = Inventory(existing)  # absent ones follow once adoption is settled
+            self.inventory_known, self._listed = True, seen.devices
+        self._take_inventory()
         if seen.containers is not None:
+            known = self._decoded  # labels never change during a container's life
+            self._decoded = {c.id: known[c.id] if c.id in known else labels.decode(c.labels) for c in seen.containers}
+            changes += self._end_vanished(seen, look)
             changes += self._adopt(seen.containers, look, notices)
-        absent = (self.device(uuid) for uuid in self._holders if uuid not in self.inventory.existing)
-        self.inventory = Inventory(existing, tuple(absent))
-        self._attribute(seen)
+            self._take_inventory()  # who was adopted may hold a device that is not listed any more
+            self._attribute(seen.containers, seen.processes or ())
         statuses = self._judged = judge(self._sight())
-        changes += self._settle(statuses)
-        # _settle ended the departures of clean devices, so they are free now.
-        self._free = {uuid: s.device for uuid, s in statuses.items() if s.state is DeviceState.FREE and s.exists}
+        if self.whole:
+            changes += self._handover.settle(statuses, self.inventory.existing.keys(), seen, look)
+        self._free = {uuid: s.device for uuid, s in statuses.items() if s.state is DeviceState.FREE}
         notices += (
             f"Device {s.device.index or uuid} of {s.holder.user}: {s.reason}"
             for uuid, s in statuses.items()
@@ -285,6 +276,14 @@ class Ledger:
         changes += (Change("notice", text) for text in notices if text not in self.notices)
         self.notices = tuple(dict.fromkeys(notices))
         return tuple(changes)
+
+    def _take_inventory(self) -> None:
+        """Make the inventory what is listed, and what is leased: whatever shares hardware with it is not free."""
+        listed = {device.uuid: device for device in self._listed}
+        known = listed | {uuid: self.device(uuid) for uuid in self._holders if uuid not in listed}
+        if known != self.inventory.by_uuid or listed.keys() != self.inventory.existing.keys():
+            absent = tuple(device for uuid, device in known.items() if uuid not in listed)
+            self.inventory = Inventory(self._listed, absent)
 
     def _end_vanished(self, seen: Observation, look: int) -> list[Change]:
         present = {container.id for container in seen.containers or ()}
@@ -299,15 +298,20 @@ class Ledger:
         for lease in gone:
             self.release(lease.holder, seen.at)
         return [
-            Change("vanished", f"Container {lease.container_id[:12]} is gone.", lease.holder, lease.devices)
+            Change("vanished", f"Container {lease.container_id[:12]} is gone.", lease.holder, lease.devices, lease)
             for lease in gone
         ]
 
     def _adopt(self, containers: Sequence[Container], look: int, notices: list[str]) -> list[Change]:
         """Take over containers of ours that carry a lease nobody here remembers, oldest first."""
         changes = []
-        ours = [(found, c) for c in containers if (found := labels.decode(c.labels)) and found.hub == self.hub]
-        for found, container in sorted(ours, key=lambda pair: (pair[0].created_at, pair[1].id)):
+        bound = self._bound()
+        loose = [
+            (found.created_at, container.id, found, container)
+            for container in containers
+            if container.id not in bound and (found := self._ours(container)) and not self._is_reserved_for(found)
+        ]
+        for _, _, found, container in sorted(loose, key=lambda item: item[:2]):
             entry = self._entries.get(found.holder)
             if entry is None:
                 if rival := self._rival(found):
@@ -321,7 +325,7 @@ class Ledger:
                 changes.append(
                     Change("adopted", f"Found running: container {container.name}.", found.holder, found.devices)
                 )
-            elif not _carries(entry.lease, found, container):
+            else:
                 notices.append(
                     f"Container {container.name} is a second one for server {found.holder.server!r} of"
                     f" {found.holder.user}: remove it."
@@ -338,57 +342,40 @@ class Ledger:
                 return holder
         return None
 
-    def _attribute(self, seen: Observation) -> None:
-        if seen.containers is None:
-            return  # no statement about strangers: every device without a lease is unknown anyway
-        carried: dict[str, tuple[str, ...]] = {
-            entry.lease.container_id: entry.lease.devices
-            for entry in self._entries.values()
-            if entry.lease.state is LeaseState.BOUND
-        }
-        for container in seen.containers:
-            found = labels.decode(container.labels)
-            entry = self._entries.get(found.holder) if found and found.hub == self.hub else None
-            if found and entry and entry.lease.state is LeaseState.RESERVED and _carries(entry.lease, found, container):
-                carried[container.id] = entry.lease.devices
-        self._outsiders = tuple(container for container in seen.containers if container.id not in carried)
+    def _ours(self, container: Container) -> ServerLabels | None:
+        found = self._decoded[container.id]
+        return found if found and found.hub == self.hub else None
+
+    def _bound(self) -> dict[str, tuple[str, ...]]:
+        """Return every container that carries a bound lease, with the lease's devices."""
+        return {e.lease.container_id: e.lease.devices for e in self._entries.values() if e.lease.container_id}
+
+    def _is_reserved_for(self, found: ServerLabels) -> bool:
+        """Return whether a container that no lease is bound to is the one that its holder's reservation waits for."""
+        entry = self._entries.get(found.holder)
+        reserved = entry is not None and entry.lease.state is LeaseState.RESERVED
+        return entry is not None and reserved and set(entry.lease.devices) == set(found.devices)
+
+    def _attribute(self, containers: Sequence[Container], processes: Sequence[Process]) -> None:
+        """Work out who uses a device without a lease on it."""
+        carried = self._bound()
+        self._outsiders = {}
+        for container in containers:
+            if container.id in carried:
+                continue
+            found = self._ours(container)
+            if found and self._is_reserved_for(found):
+                carried[container.id] = self._entries[found.holder].lease.devices
+            elif container.state not in claims.ENDED:
+                self._outsiders.setdefault(claims.owner_of(container), []).append(container)
         self._claimed, self._strays = claims.occupants(
-            seen.containers, seen.processes or (), self.inventory, carried, self._infrastructure
+            containers, processes, self.inventory, carried, self._infrastructure
         )
-        listed = {container.id for container in seen.containers}
         for uuid, process in tuple(self._strays.items()):
             lease = self.lease_on(uuid)
-            if (
-                lease
-                and lease.state is LeaseState.RESERVED
-                and process.container_id
-                and process.container_id not in listed
-            ):
+            starting = lease and lease.state is LeaseState.RESERVED and process.container_id
+            if starting and process.container_id not in self._decoded:
                 del self._strays[uuid]  # the lease's own container, started between the two halves of the look
-
-    def _settle(self, statuses: dict[str, DeviceStatus]) -> list[Change]:
-        """Keep the account of devices that are set aside, and learn the baseline of those that are clean."""
-        changes: list[Change] = []
-        if not self.whole:
-            return changes
-        for uuid in self._departures.keys() - self.inventory.existing.keys():
-            del self._departures[uuid]
-        for uuid, status in statuses.items():
-            if status.state is DeviceState.FREE:
-                used = self.seen.memory_used_bytes[uuid]
-                self._baseline_bytes[uuid] = min(used, self._baseline_bytes.get(uuid, used))
-                departure = self._departures.pop(uuid, None)
-                if departure and departure.reported:
-                    changes.append(Change("returned", "It is clean again.", departure.holder, (uuid,)))
-            elif status.state is DeviceState.SET_ASIDE:
-                departure = self._departures.setdefault(uuid, Departure(None, self.seen.at, self._seen_look - 1))
-                if not departure.reported and self.seen.at - departure.since >= self._report_after_seconds:
-                    departure.reported = True
-                    changes.append(Change("set-aside", status.reason, departure.holder, (uuid,)))
-            elif uuid in self._departures:
-                # Something else keeps it from being granted; the wait for it to be clean has not begun.
-                self._departures[uuid].since = self.seen.at
-        return changes
 
     def _sight(self) -> Sight:
         return Sight(
@@ -398,8 +385,8 @@ class Ledger:
             holders=self._holders,
             claimed=self._claimed,
             strays=self._strays,
-            departures=self._departures,
-            baseline_bytes=self._baseline_bytes,
+            departures=self._handover.departures,
+            baseline_bytes=self._handover.baseline_bytes,
             tolerance_bytes=self._tolerance_bytes,
         )
 
@@ -425,13 +412,6 @@ class Ledger:
             _require(uuid not in self._holders, f"{uuid} counts as free but is leased")
         _require(self.inventory.existing.keys() <= statuses.keys(), "a device has no state")
         _require(self.whole or not self._free, "devices count as free although the last look was not whole")
-
-
-def _carries(lease: Lease, found: ServerLabels, container: Container) -> bool:
-    """Return whether a container of the lease's holder is the one that carries the lease."""
-    if lease.state is LeaseState.BOUND:
-        return lease.container_id == container.id
-    return set(lease.devices) == set(found.devices)
 
 
 def _require(condition: object, otherwise: str) -> None:

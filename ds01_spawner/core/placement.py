@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from heapq import nsmallest
 
+from ds01_spawner.core.limits import SLICES_PER_GPU
 from ds01_spawner.core.model import Device
 
 _NUMBER = re.compile(r"\d+")
@@ -63,10 +66,22 @@ def place(policy: str, devices: Sequence[Device], count: int, around: Surroundin
         count: how many are wanted.
         around: what else the policy looks at.
     """
+    if len(devices) == count:
+        return tuple(devices)
     key = PLACEMENTS[policy]
-    size = sorted(devices, key=lambda device: (device.gpu_equivalents, device.memory_bytes, *key(device, around)))
-    return tuple(size[:count])
+    whole = SLICES_PER_GPU
+    found = nsmallest(
+        count,
+        devices,
+        key=lambda device: (device.mig_slices or whole, device.memory_bytes, *key(device, around)),
+    )
+    return tuple(found)
 
 
 def _order(device: Device) -> Key:
-    return tuple(int(number) for number in _NUMBER.findall(device.index))
+    return _numbers(device.index)
+
+
+@lru_cache(maxsize=4096)
+def _numbers(index: str) -> Key:
+    return tuple(int(number) for number in _NUMBER.findall(index))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Device, Request
@@ -31,19 +31,17 @@ class Entry:
 
     Attributes:
         request: what is asked for.
-        groups: the user's groups at the hub.
         limits: the user's limits, as read last; ``None`` when the site has none.
         since: when the place was taken; kept over a hub restart.
         sequence: grows with each place taken; the order of age.
-        admitted: whether limits and possibility were checked on a readable look.
+        admitted_on: the inventory on which it was found to be allowed and possible; ``None`` before.
     """
 
     request: Request
-    groups: tuple[str, ...] = ()
     limits: Limits | None = None
     since: float = 0.0
     sequence: int = 0
-    admitted: bool = field(default=False)
+    admitted_on: object | None = None
 
     @property
     def shortest_seconds(self) -> float | None:
@@ -64,20 +62,35 @@ class Waiting:
     """What somebody who waits is told.
 
     Attributes:
+        request: what is waited for.
         place: 1 is next.
         of: how many wait.
-        wants: what is waited for: ``"2 GPUs with at least 40 GiB each"``.
         why: why it is not there yet, one sentence.
         estimate: the times between which it should start, or ``None`` when that cannot be told.
-        sentence: all of it, for people.
+        at: when this was true.
     """
 
+    request: Request
     place: int
     of: int
-    wants: str
     why: str
     estimate: Estimate | None
-    sentence: str
+    at: float
+
+    @property
+    def wants(self) -> str:
+        """What is waited for: ``"2 GPUs with at least 40 GiB each"``."""
+        return describe_request(self.request)
+
+    @property
+    def sentence(self) -> str:
+        """All of it, for people."""
+        when = "No estimate: when those who hold them will leave is not known."
+        if self.estimate is not None:
+            first, last = (show_duration(max(at - self.at, 0.0)) for at in self.estimate)
+            span = f"in about {last}" if first == last else f"in {first} to {last}"
+            when = f"Expected start {span}, if nobody goes before you who is not here yet."
+        return f"Place {self.place} of {self.of} in the queue for {self.wants}. {self.why} {when}"
 
 
 def order(entries: Iterable[Entry], use: DecayedUse, now: float, patience_seconds: float) -> list[Entry]:
@@ -88,9 +101,10 @@ def order(entries: Iterable[Entry], use: DecayedUse, now: float, patience_second
         if now - entry.since > patience_seconds:
             return (0, 0, 0, entry.sequence)
         user = entry.request.holder.user
-        if user not in hours:
-            hours[user] = int(use.hours(user))
-        return (1, -entry.limits.priority if entry.limits else 0, hours[user], entry.sequence)
+        spent = hours.get(user)
+        if spent is None:
+            spent = hours[user] = int(use.hours(user))
+        return (1, -entry.limits.priority if entry.limits else 0, spent, entry.sequence)
 
     return sorted(entries, key=key)
 
@@ -120,34 +134,6 @@ def describe_devices(devices: Collection[Device]) -> str:
         noun = "GPU" if kind == "gpu" else f"{kind} instance"
         parts.append(f"{count} {noun}{'s' if count != 1 else ''} ({memory / _GIB:.0f} GiB)")
     return ", ".join(parts) or "no GPU"
-
-
-def tell(request: Request, position: tuple[int, int], why: str, estimate: Estimate | None, now: float) -> Waiting:
-    """Return what somebody in the queue is told.
-
-    Args:
-        request: what is waited for.
-        position: the place, and how many wait.
-        why: why it is not there yet, one sentence.
-        estimate: earliest and latest time of the start.
-        now: the time.
-    """
-    place, of = position
-    wants = describe_request(request)
-    if estimate is None:
-        when = "No estimate: when those who hold them will leave is not known."
-    else:
-        low, high = (max(at - now, 0.0) for at in estimate)
-        when = f"Expected start {_span(low, high)}, if nobody goes before you who is not here yet."
-    sentence = f"Place {place} of {of} in the queue for {wants}. {why} {when}"
-    return Waiting(place, of, wants, why, estimate, sentence)
-
-
-def _span(low: float, high: float) -> str:
-    first, last = show_duration(low), show_duration(high)
-    if first == last:
-        return f"in about {last}"
-    return f"in {first} to {last}"
 
 
 def show_duration(seconds: float) -> str:

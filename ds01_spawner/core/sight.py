@@ -6,10 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ds01_spawner.core.claims import Inventory, Occupant, process_occupant
-from ds01_spawner.core.model import Device, DeviceState, DeviceStatus, Health, Holder, Observation, Process
+from ds01_spawner.core.model import Device, DeviceState, DeviceStatus, Health, Holder, Lease, Observation, Process
 
 _MIB = 2**20
 _UNHEALTHY = {Health.UNHEALTHY: DeviceState.UNHEALTHY, Health.UNKNOWN: DeviceState.UNKNOWN}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that a look brought to light.
+
+    Attributes:
+        kind: ``adopted``, ``vanished``, ``set-aside``, ``returned`` or ``notice``.
+        text: one sentence for the log.
+        holder: whom it concerns.
+        devices: UUIDs of the devices that it concerns.
+        lease: the lease that ended, when one vanished.
+    """
+
+    kind: str
+    text: str
+    holder: Holder | None = None
+    devices: tuple[str, ...] = ()
+    lease: Lease | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +102,9 @@ def _leased(sight: Sight, device: Device) -> DeviceStatus:
     uuid = device.uuid
     exists = uuid in sight.inventory.existing
     claimant, stray = sight.claimed.get(uuid), sight.strays.get(uuid)
+    holder = sight.holders[uuid]
+    if exists and device.health is Health.HEALTHY and not (claimant or stray or sight.inventory.overlaps):
+        return DeviceStatus(device, DeviceState.LEASED, holder)
     reasons = []
     if not exists:
         reasons.append("It is leased, but the host does not list it any more.")
@@ -96,9 +118,9 @@ def _leased(sight: Sight, device: Device) -> DeviceStatus:
     reasons += (
         f"It shares hardware with a device that is leased to {other.user}."
         for uuid_ in sight.inventory.overlapping(uuid)
-        if (other := sight.holders.get(uuid_)) and other != sight.holders[uuid]
+        if (other := sight.holders.get(uuid_)) and other != holder
     )
-    return DeviceStatus(device, DeviceState.LEASED, holder=sight.holders[uuid], reason=" ".join(reasons), exists=exists)
+    return DeviceStatus(device, DeviceState.LEASED, holder, reason=" ".join(reasons), exists=exists)
 
 
 def _unleased(sight: Sight, device: Device, *, whole: bool) -> DeviceStatus:

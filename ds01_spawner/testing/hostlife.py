@@ -446,6 +446,7 @@ class HostLife:
         self.looks += 1
         decision = self.hub.decide(look.seen, look.number, now)
         self.checker.decision(decision, self.hub, look, now)
+        self.hub.tell(now)
         self._save()
 
 

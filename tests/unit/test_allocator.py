@@ -17,6 +17,7 @@ from ds01_spawner import allocator as allocator_module
 from ds01_spawner.adapters.hostlock import HostLock
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.allocator import Allocator, Reservation
+from ds01_spawner.core import allocation
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import DeviceState, Health, Holder, Request
 from ds01_spawner.core.queue import Waiting
@@ -479,16 +480,32 @@ class TestFailures:
     ) -> None:
         """Whoever waits gets an error instead of waiting for ever, and what was granted before the defect is free."""
         allocator = lab.allocator()
+        places = [allocation.place]
+
+        def fail_at_the_second(*arguments: object) -> object:
+            return places.pop()(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(allocation, "place", fail_at_the_second)
+            tasks = [asyncio.create_task(lab.launch(allocator, user)) for user in ("ada", "bob")]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [DevicesUnavailable] * 2
+        assert isinstance(results[0].__cause__, IndexError)
+        assert await free(allocator) == {"GPU-0", "GPU-1"}
+
+    async def test_a_defect_in_telling_takes_nothing_from_who_was_served(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever got a device has it before anybody is told about places."""
+        allocator = lab.allocator()
 
         def fail(*_arguments: object) -> None:
             raise ZeroDivisionError
 
-        with monkeypatch.context() as patch:
-            patch.setattr(allocator._allocation, "_tell", fail)
-            with pytest.raises(DevicesUnavailable) as caught:
-                await lab.launch(allocator, "ada")
-        assert isinstance(caught.value.__cause__, ZeroDivisionError)
-        assert await free(allocator) == {"GPU-0", "GPU-1"}
+        monkeypatch.setattr(allocation.Allocation, "tell", fail)
+        tasks = [asyncio.create_task(lab.launch(allocator, user)) for user in ("ada", "bob", "eve")]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [str, str, DevicesUnavailable]
 
     async def test_a_sick_device_goes_to_nobody(self, lab: Lab) -> None:
         """The healthy one is granted, the other shows its reason."""

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ds01_spawner.core import allocation, claims, ledger, queue, sight
+from ds01_spawner.core import allocation, claims, handover, ledger, queue, sight
 from ds01_spawner.core.allocation import Allocation
 from ds01_spawner.core.backfill import Table
 from ds01_spawner.core.claims import Inventory
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.model import Health, LeaseState
+from ds01_spawner.core.rules import Rules
 from ds01_spawner.errors import LedgerBroken
 from ds01_spawner.testing.hostlife import STEPS, HostLife
 from ds01_spawner.testing.hostmodel import Violation
@@ -159,7 +160,7 @@ def a_look_from_before_the_binding_frees(patch: Any) -> None:
 
 def a_look_from_before_the_release_frees(patch: Any) -> None:
     """A device is granted on a look that was made while its last holder still had it."""
-    patch.setattr(ledger, "Departure", lambda holder, since, _look: sight.Departure(holder, since, -1))
+    patch.setattr(handover, "Departure", lambda holder, since, _look: sight.Departure(holder, since, -1))
 
 
 def memory_in_use_is_ignored(patch: Any) -> None:
@@ -207,14 +208,13 @@ def kept_devices_are_lent_for_any_time(patch: Any) -> None:
 
 def limits_are_not_checked_again(patch: Any) -> None:
     """What the user got while waiting is not counted."""
-    original = Allocation._check
+    original = Allocation._serve
 
-    def check(self: Allocation, request: Any, limits: Any, holding: Any) -> None:
-        entry = self._entries.get(request.holder)
-        if entry is None or not entry.admitted:
-            original(self, request, limits, holding)
+    def serve(self: Allocation, queue: Any, table: Any, rules: Any, *results: Any) -> None:
+        rules.check = lambda *_: None
+        original(self, queue, table, rules, *results)
 
-    patch.setattr(Allocation, "_check", check)
+    patch.setattr(Allocation, "_serve", serve)
 
 
 def patience_is_ignored(patch: Any) -> None:
@@ -241,7 +241,7 @@ def places_are_lost_in_a_crash(patch: Any) -> None:
 
 def a_request_that_is_impossible_waits(patch: Any) -> None:
     """Nobody says no to five GPUs on a host of four."""
-    patch.setattr(Allocation, "_refuse_impossible", lambda *_: None)
+    patch.setattr(Rules, "refuse_impossible", lambda *_: None)
 
 
 # Bugs that show only where people compete much: few people, few devices, little patience.

@@ -13,11 +13,11 @@ from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder, Request
 from ds01_spawner.core.queue import (
     Entry,
+    Waiting,
     describe_devices,
     describe_request,
     order,
     show_duration,
-    tell,
     why_not_yet,
 )
 from ds01_spawner.core.shares import DecayedUse
@@ -30,7 +30,7 @@ DAY = 24 * HOUR
 
 def entry(user: str, sequence: int, *, since: float = 0.0, priority: int = 10) -> Entry:
     """Return a request in the queue."""
-    return Entry(Request(Holder(user, "p"), 1), (), Limits(priority=priority), since, sequence)
+    return Entry(Request(Holder(user, "p"), 1), Limits(priority=priority), since, sequence)
 
 
 def names(entries: list[Entry], hours: dict[str, float] | None = None, now: float = 0.0) -> list[str]:
@@ -131,7 +131,7 @@ class TestTelling:
 
     def test_a_time_that_has_passed_is_now(self) -> None:
         """A holder who overstays gives no negative duration."""
-        said = tell(Request(Holder("a", "p"), 1, "gpu"), (1, 1), "Why.", (50.0, 90.0), now=100.0)
+        said = Waiting(Request(Holder("a", "p"), 1, "gpu"), 1, 1, "Why.", (50.0, 90.0), at=100.0)
         assert "in about 0 min" in said.sentence
 
     def test_why_it_is_not_there_yet(self) -> None:
