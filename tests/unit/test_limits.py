@@ -321,6 +321,14 @@ def test_what_is_left(limits: Limits, asked: Request, holding: list[Held]) -> No
         assert 0 <= left <= limits.max_gpu_equivalents
 
 
+def test_a_replaced_servers_devices_are_free_for_itself() -> None:
+    """A server that is launched again may have what it had."""
+    limits = Limits(max_gpu_equivalents=Fraction(2))
+    holding = [Held("cv", Fraction(1)), Held("thesis", Fraction(1))]
+    assert gpu_equivalents_left(limits, request(1, server="cv"), holding) == 1
+    assert gpu_equivalents_left(limits, request(1, server="new"), holding) == 0
+
+
 def test_whole_gpus_are_not_granted_to_those_who_may_not() -> None:
     """Whoever places a request for any kind asks which devices may be granted."""
     whole = Device("GPU-1", "A100", 1)

@@ -96,6 +96,29 @@ def test_the_table_of_limits(user: str, groups: tuple[str, ...]) -> None:
     assert file.notes == ()
 
 
+POLICIES = {
+    "gpu_idle_threshold": ("7", "gpu_idle_percent", 7),
+    "cpu_idle_threshold": ("50", "cpu_idle_percent", 50),
+    "network_idle_threshold": ("4096", "network_idle_bytes_per_minute", 4096),
+    "grace_period_m": ("10", "grace_seconds", 600),
+    "keepalive_max_duration_h": ("2", "keepalive_seconds", 7200),
+    "sigterm_grace_s": ("5", "sigterm_grace_seconds", 5),
+    "high_demand_threshold": ("0.5", "high_demand_threshold", 0.5),
+    "high_demand_idle_reduction": ("0.25", "high_demand_idle_reduction", 0.25),
+}
+
+
+@pytest.mark.parametrize(
+    "where", ["policies:\n  ", "groups:\n  g:\n    policies:\n      ", "user_overrides:\n  ada:\n    policies:\n      "]
+)
+@pytest.mark.parametrize("key", POLICIES)
+def test_policies_anywhere(key: str, where: str, write: Write) -> None:
+    """Each policy may stand at the top, in a group and for a user, and comes out in the unit of its name."""
+    written, attribute, meant = POLICIES[key]
+    limits = LimitsFile(write(f"{where}{key}: {written}\n")).limits("ada", frozenset({"g"}))
+    assert getattr(limits, attribute) == meant
+
+
 def test_the_defaults_of_the_file_are_those_of_the_code() -> None:
     """A file with nothing but a group gives the documented defaults, which the example spells out."""
     defaults = read_contents(DATA / "limits.yaml").policy.defaults
