@@ -66,7 +66,7 @@ def place(policy: str, devices: Sequence[Device], count: int, around: Surroundin
         count: how many are wanted.
         around: what else the policy looks at.
     """
-    if len(devices) == count:
+    if len(devices) == 1:
         return tuple(devices)
     key = PLACEMENTS[policy]
     whole = SLICES_PER_GPU
