@@ -56,7 +56,7 @@ def test_no_page_has_a_serious_fault(site: Site, visit: Callable[..., Visitor], 
     check(page, "form")
     page.get_by_label("CPU only").check()
     page.get_by_role("button", name="Launch").click()
-    expect(page.get_by_role("status")).to_contain_text("step 2 of 2", timeout=60_000)
+    expect(page.get_by_role("status")).to_contain_text("step 2 of ", timeout=60_000)
     check(page, "progress")
     axel.visit("/hub/home")
     check(page, "home")

@@ -44,7 +44,6 @@ def test_anothers_project_build_log_and_tags_cannot_be_reached(
         f"p/mine/builds/{build}",
         "p/..%2Fvictim%2Fworkspace%2Fsecret",
         "p/%2Fetc",
-        "p/..",
         "p/secret?part=builds",
         "p/mine/builds/..%2F..%2Fds01-victim%2Fsecret",
     ):

@@ -43,23 +43,8 @@ class Recipe:
     exists: bool
 
 
-class ProjectPage(Page):
-    """Shows one project."""
-
-    async def get(self, name: str) -> None:
-        """Show the page; with ``?part=builds`` or ``?part=tags`` only what changes on it."""
-        project = await self.project(name)
-        part = self.get_query_argument("part", "")
-        if part == "tags":
-            spawn = self.hub_link("spawn", self.person.name, project.server)
-            self.show("tags.html", project=project, tags=await self.tags(project), typed={}, spawn=spawn)
-            return
-        if part == "builds":
-            shown = await self.builds(project)
-            self.set_header("X-Poll-Milliseconds", str(shown["poll"]))
-            self.show("builds.html", **shown)
-            return
-        await self.show_project(project)
+class ProjectWork(Page):
+    """What all pages and actions of one project share."""
 
     async def show_project(self, project: Project, *, typed: dict[str, str] | None = None, problem: str = "") -> None:
         """Show the whole page.
@@ -177,7 +162,26 @@ class ProjectPage(Page):
         self.go("p", project.name, **({"said": said} if said else {}))
 
 
-class SaveDockerfile(ProjectPage):
+class ProjectPage(ProjectWork):
+    """Shows one project."""
+
+    async def get(self, name: str) -> None:
+        """Show the page; with ``?part=builds`` or ``?part=tags`` only what changes on it."""
+        project = await self.project(name)
+        part = self.get_query_argument("part", "")
+        if part == "tags":
+            spawn = self.hub_link("spawn", self.person.name, project.server)
+            self.show("tags.html", project=project, tags=await self.tags(project), typed={}, spawn=spawn)
+            return
+        if part == "builds":
+            shown = await self.builds(project)
+            self.set_header("X-Poll-Milliseconds", str(shown["poll"]))
+            self.show("builds.html", **shown)
+            return
+        await self.show_project(project)
+
+
+class SaveDockerfile(ProjectWork):
     """Saves the editor's text, and builds when that was asked for."""
 
     async def post(self, name: str) -> None:
@@ -197,7 +201,7 @@ class SaveDockerfile(ProjectPage):
         self.to_project(project, "The Dockerfile was saved.")
 
 
-class EditPackages(ProjectPage):
+class EditPackages(ProjectWork):
     """Adds packages to the Dockerfile's own block, or takes one out of it."""
 
     async def post(self, name: str) -> None:
@@ -233,7 +237,7 @@ class EditPackages(ProjectPage):
         return packages.write_block(text, left)
 
 
-class BuildNow(ProjectPage):
+class BuildNow(ProjectWork):
     """Builds the image."""
 
     async def post(self, name: str) -> None:
@@ -243,7 +247,7 @@ class BuildNow(ProjectPage):
         self.redirect(self.link("p", project.name) + "#builds", status=303)
 
 
-class CancelBuild(ProjectPage):
+class CancelBuild(ProjectWork):
     """Stops a build that was ordered here."""
 
     async def post(self, name: str) -> None:
@@ -253,10 +257,10 @@ class CancelBuild(ProjectPage):
         self.redirect(self.link("p", project.name) + "#builds", status=303)
 
 
-class BuildLog(ProjectPage):
+class BuildLog(ProjectWork):
     """The whole log of one build."""
 
-    async def get(self, name: str, build: str = "") -> None:
+    async def get(self, name: str, build: str) -> None:
         """Show it."""
         project = await self.project(name)
         records = await asyncio.to_thread(self.parts.records.list, project.repository)
@@ -267,7 +271,7 @@ class BuildLog(ProjectPage):
         self.show("log.html", project=project, record=record, text=part.text)
 
 
-class Tags(ProjectPage):
+class Tags(ProjectWork):
     """Keeps the present image under a name, or lets a name go."""
 
     async def post(self, name: str) -> None:
