@@ -10,6 +10,7 @@ import io
 import tarfile
 import time
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 import docker
@@ -350,7 +351,7 @@ class Engine:
                 self.network,
                 driver="bridge",
                 options={"com.docker.network.bridge.enable_icc": "false"},
-                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)]) if subnet else None,
+                ipam=_addresses(subnet) if subnet else None,
                 check_duplicate=True,
             )
             found = client.inspect_network(self.network)
@@ -388,6 +389,17 @@ class Engine:
             labels=dict(found["Config"].get("Labels") or {}),
             address=(networks.get(self.network) or {}).get("IPAddress") or "",
         )
+
+
+def _addresses(subnet: str) -> IPAMConfig:
+    try:
+        gateway = next(ip_network(subnet).hosts())
+    except (ValueError, StopIteration) as error:
+        raise EngineUnavailable(
+            f"{subnet!r} is no subnet for the servers' network. Give one such as '172.30.0.0/16', or none."
+        ) from error
+    # Engines do not list the gateway that they chose for a given subnet, so it is given too.
+    return IPAMConfig(pool_configs=[IPAMPool(subnet=subnet, gateway=str(gateway))])
 
 
 def _create(client: docker.APIClient, arguments: dict[str, Any]) -> str:

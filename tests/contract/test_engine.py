@@ -13,7 +13,7 @@ from ds01_spawner.adapters.engine import Engine
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer
 from ds01_spawner.core.model import Holder
-from ds01_spawner.errors import ServerDied
+from ds01_spawner.errors import EngineUnavailable, ServerDied
 from ds01_spawner.testing.launching import FakeEngine
 
 HUB = "engine-contract"
@@ -151,6 +151,15 @@ class TestRealEngine:
         """A limit that is meant for a larger machine does not stop a launch on a small one."""
         container = await engine.create(replace(server("ds01-test-cpus"), cpus=4096), {}, {})
         await engine.start(container)
+
+    async def test_a_bridge_with_given_addresses_has_the_first_one_as_its_gateway(self, engine: Engine) -> None:
+        """The hub listens there, so it must be known whoever chose the subnet; nonsense is refused with the form."""
+        await engine.remove_network()
+        assert await asyncio.to_thread(engine.ensure_network, "10.231.230.0/24") == "10.231.230.1"
+        assert await asyncio.to_thread(engine.ensure_network, "10.231.230.0/24") == "10.231.230.1"
+        await engine.remove_network()
+        with pytest.raises(EngineUnavailable, match="172.30.0.0/16"):
+            await asyncio.to_thread(engine.ensure_network, "10.1.2.3/8")
 
     async def test_containers_do_not_reach_each_other_and_the_host_reaches_them(self, engine: Engine) -> None:
         """Inter-container traffic is off on the servers' bridge."""
