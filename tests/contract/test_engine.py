@@ -158,7 +158,7 @@ class TestRealEngine:
         assert await asyncio.to_thread(engine.ensure_network, "10.231.230.0/24") == "10.231.230.1"
         assert await asyncio.to_thread(engine.ensure_network, "10.231.230.0/24") == "10.231.230.1"
         await engine.remove_network()
-        with pytest.raises(EngineUnavailable, match="172.30.0.0/16"):
+        with pytest.raises(EngineUnavailable, match=r"172\.30\.0\.0/16"):
             await asyncio.to_thread(engine.ensure_network, "10.1.2.3/8")
 
     async def test_containers_do_not_reach_each_other_and_the_host_reaches_them(self, engine: Engine) -> None:
