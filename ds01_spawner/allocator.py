@@ -32,6 +32,16 @@ QUIET_SECONDS = 60.0
 LOOK_TIMEOUT_SECONDS = 60.0
 SAVE_SECONDS = 300.0
 
+_EVENTS = {
+    "set-aside": "gpu.set_aside",
+    "returned": "gpu.health_check",
+    "health": "gpu.health_check",
+    "occupied-by-container": "detection.unmanaged_container",
+    "occupied-by-process": "detection.host_gpu_process",
+    "notice": "health.check",
+    "sight": "health.check",
+}
+
 
 class TicketStore(Protocol):
     """A small text that outlives the hub."""
@@ -417,15 +427,12 @@ class Allocator:
 
     def _report(self, change: Change) -> None:
         holder = change.holder or Holder("", "")
-        log.warning("%s/%s %s: %s", holder.user, holder.server, change.kind, change.text)
-        if change.kind == "vanished":
-            self._note("gpu.release", user=holder.user, server=holder.server, devices=change.devices, why=change.text)
-        elif change.kind == "set-aside":
-            self._note("gpu.set_aside", user=holder.user, devices=change.devices, why=change.text)
-        elif change.kind == "returned":
-            self._note("gpu.health_check", user=holder.user, devices=change.devices, state="free", why=change.text)
-        elif change.kind == "notice":
-            self._note("health.check", why=change.text)
+        log.warning("%s %s/%s: %s", change.kind, holder.user, holder.server, change.text)
+        if change.lease:
+            self._record_release(change.lease, self._clock(), change.text)
+        elif event := _EVENTS.get(change.kind):
+            facts = {"server": holder.server} if change.holder else {}
+            self._note(event, user=holder.user, **facts, devices=change.devices, why=change.text)
 
     def _record_release(self, lease: Lease, now: float, why: str) -> None:
         if lease.devices:

@@ -16,6 +16,7 @@ from ds01_spawner.core.expectation import Expectation, IdleSince
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.limits import Held
 from ds01_spawner.core.model import Device, DeviceStatus, Holder, Lease, Observation, Request
+from ds01_spawner.core.news import changes_between, changes_of_sight
 from ds01_spawner.core.placement import PLACEMENTS, Surroundings, place
 from ds01_spawner.core.queue import PATIENCE_SECONDS, Entry, Estimate, Waiting, order
 from ds01_spawner.core.rules import LimitsOf, Rules, require_sound
@@ -128,6 +129,7 @@ class Allocation:
         self._releases = 0
         self._waiting: Mapping[Holder, Waiting] = {}
         self._withheld = ""
+        self._known: Mapping[str, DeviceStatus] = {}
 
     # -- coming and going -------------------------------------------------------------------------------------------
 
@@ -206,7 +208,10 @@ class Allocation:
             withheld: why nothing may be granted although the look succeeded; empty when it may.
         """
         self._charge(now)
-        changes = self.ledger.reconcile(seen, look)
+        changes = [*changes_of_sight(self.ledger.seen, seen), *self.ledger.reconcile(seen, look)]
+        if self.ledger.whole:
+            changes += changes_between(self._known, self.ledger.judged, self.ledger.claimed)
+            self._known = self.ledger.judged
         for change in changes:
             if change.kind == "vanished" and change.lease and change.lease.devices:
                 self._remember(change.lease)
@@ -225,7 +230,7 @@ class Allocation:
                 for grant in grants:  # nobody will ever hear of them
                     self.ledger.release(grant.lease.holder, now)
                 raise
-        return Decision(tuple(grants), tuple(refusals), changes)
+        return Decision(tuple(grants), tuple(refusals), tuple(changes))
 
     def tell(self, now: float) -> Mapping[Holder, Waiting]:
         """Return what everybody in the queue is told, next one first, as of the last decision."""

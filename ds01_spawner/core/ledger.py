@@ -71,7 +71,7 @@ class Ledger:
         self.hub = hub
         self.inventory = Inventory()
         self.inventory_known = False
-        self.seen = Observation(at=0.0, devices=None, containers=None, processes=None, problem="Nothing was read yet.")
+        self.seen = Observation(at=0.0, devices=None, containers=None, processes=None, problem="")
         self.notices: tuple[str, ...] = ()
         self._tolerance_bytes = memory_tolerance_bytes
         self._handover = Handover(report_after_seconds)
@@ -122,6 +122,11 @@ class Ledger:
         """Return the holder's lease."""
         entry = self._entries.get(holder)
         return entry.lease if entry else None
+
+    @property
+    def claimed(self) -> Collection[str]:
+        """UUIDs of the devices that a container claims without carrying a lease on them, by the last look."""
+        return self._claimed.keys()
 
     @property
     def holders(self) -> Mapping[str, Holder]:

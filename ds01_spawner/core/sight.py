@@ -17,7 +17,8 @@ class Change:
     """Something that a look brought to light.
 
     Attributes:
-        kind: ``adopted``, ``vanished``, ``set-aside``, ``returned`` or ``notice``.
+        kind: ``adopted``, ``vanished``, ``set-aside``, ``returned`` or ``notice``; between two looks also
+            ``occupied-by-container``, ``occupied-by-process``, ``health`` or ``sight``.
         text: one sentence for the log.
         holder: whom it concerns.
         devices: UUIDs of the devices that it concerns.

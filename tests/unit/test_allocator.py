@@ -18,6 +18,7 @@ from ds01_spawner.adapters.hostlock import HostLock
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.allocator import Allocator, Reservation
 from ds01_spawner.core import allocation
+from ds01_spawner.core.events import KINDS
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import DeviceState, Health, Holder, Request
 from ds01_spawner.core.queue import Waiting
@@ -649,6 +650,45 @@ class TestHostLock:
         with pytest.raises(DevicesUnavailable, match="cannot be opened"):
             async with HostLock(tmp_path / "no folder" / "lock").held():
                 pytest.fail("entered")
+
+
+class TestEvents:
+    async def test_what_an_admin_should_know_is_in_the_log(self, lab: Lab) -> None:
+        """Strangers, health, and what cannot be read are recorded when they change, and once each."""
+        allocator = lab.allocator()
+        await allocator.look()
+        assert lab.recorded.events == []
+        lab.host.start("train", ["0"], {"ds01.user": "eve"})
+        lab.host.compute("GPU-1", owner="mallory")
+        for _ in range(3):
+            await allocator.look()
+        lab.host.sicken("GPU-1")
+        lab.probe.failure = fake.engine_does_not_answer
+        for _ in range(3):
+            await allocator.look()
+        lab.probe.failure = None
+        await allocator.look()
+        assert [(kind, facts["why"]) for kind, facts in lab.recorded.events] == [
+            ("detection.unmanaged_container", "Device 0: In use by container train of eve."),
+            ("detection.host_gpu_process", "Device 1: In use by process 1002 of mallory outside every container."),
+            ("health.check", "Docker Engine did not answer."),
+            ("health.check", "Everything can be read again."),
+            ("gpu.health_check", "Device 1 is unhealthy. Xid 79: fell off the bus."),
+        ]
+
+    async def test_a_container_that_vanished_is_a_release(self, lab: Lab) -> None:
+        """However a lease ends, reports find how long it lasted."""
+        allocator = lab.allocator()
+        lab.host.remove(await lab.launch(allocator, "ada"))
+        lab.clock.advance(60)
+        await allocator.look()
+        kind, facts = lab.recorded.events[-1]
+        assert (kind, facts["user"], facts["held_seconds"]) == ("gpu.release", "ada", 60.0)
+
+    async def test_every_kind_of_event_is_in_the_schema(self) -> None:
+        """What the allocator writes, a report can read."""
+        written = {"gpu.allocate", "gpu.release", "gpu.reject", "queue.enter", "queue.leave"}
+        assert written | set(allocator_module._EVENTS.values()) <= set(KINDS)
 
 
 class TestCopies:
