@@ -62,14 +62,15 @@ def load(module: ModuleType) -> None:
         with _bootstrap._ModuleLockManager(module.__name__):
             _run(module)
     except _bootstrap._DeadlockError:
-        # Whoever holds the lock waits for this thread, so nobody else will run it if nobody has begun.
+        # Whoever holds the lock waits for this thread. What was not begun, or was given up to break the tie, runs here.
         _run(module)
 
 
 def _run(module: ModuleType) -> None:
-    if type(module) is not Deferred or "_ds01_loading" in module.__dict__:
+    # One step that no other thread can come between: the first one to write its mark runs the module.
+    mark = [threading.get_ident()]
+    if type(module) is not Deferred or module.__dict__.setdefault("_ds01_run_by", mark) is not mark:
         return
-    module.__dict__["_ds01_loading"] = threading.get_ident()
     try:
         parent = sys.modules.get(module.__name__.rpartition(".")[0])
         if parent is not None:
@@ -80,10 +81,11 @@ def _run(module: ModuleType) -> None:
         loader = module.__loader__.wrapped  # type: ignore[union-attr]
         module.__spec__.loader = loader  # type: ignore[union-attr]
         loader.exec_module(module)
-        module.__loader__ = loader
-        module.__class__ = ModuleType  # type: ignore[assignment]
-    finally:
-        del module.__dict__["_ds01_loading"]
+    except BaseException:
+        del module.__dict__["_ds01_run_by"]
+        raise
+    module.__loader__ = loader
+    module.__class__ = ModuleType  # type: ignore[assignment]
 
 
 class StandIn(ModuleType):
@@ -126,7 +128,7 @@ class DeferringFinder:
         """Return a deferring spec, or nothing for a module that the usual finders shall find."""
         package = sys.modules.get(name.rpartition(".")[0])
         # This runs under Python's import lock, so nothing may be loaded here: another thread may need that lock.
-        below = type(package) is Deferred and package.__dict__.get("_ds01_loading") != threading.get_ident()
+        below = type(package) is Deferred and package.__dict__.get("_ds01_run_by") != [threading.get_ident()]
         if name not in DEFERRED and not below:
             return None
         spec = PathFinder.find_spec(name, path, target)

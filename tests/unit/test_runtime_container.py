@@ -283,7 +283,8 @@ for attempt in range(100):
     [thread.join(20) for thread in threads]
     assert sorted(found) == [1, 2], found
 """
-    assert run(BEGIN + code, PYTHONPATH=str(packages)).count("slow runs") == 100
+    # Python breaks the tie by an error in one of them, after which that module is run again: so at least once each.
+    assert run(BEGIN + code, PYTHONPATH=str(packages)).count("slow runs") >= 100
 
 
 def test_a_deferred_module_that_fails_fails_where_it_is_used(packages: Path) -> None:
