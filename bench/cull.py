@@ -136,7 +136,7 @@ def make_host(folder: Path, count: int) -> None:
 
 async def until_up(hub: Hub) -> None:
     """Wait until the simulation answers."""
-    for _ in range(200):
+    for _ in range(1200):
         try:
             await hub.active_servers()
         except Exception:  # noqa: BLE001 - any means not yet

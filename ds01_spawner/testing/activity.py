@@ -97,7 +97,9 @@ class FakeSite:
         driver_is_away: NVML does not answer.
         homes_are_away: nobody's home answers.
         webhook_is_away: the site's webhook does not answer.
-        waiting: servers that wait for a device.
+        waiting: servers that start and wait for a device.
+        starting: servers that start and wait for nothing.
+        gave_up: places in the queue's file of people who left.
         stopped: what was stopped, with the time.
         sent: what the webhook got.
         events: what was recorded.
@@ -115,6 +117,8 @@ class FakeSite:
     homes_are_away: bool = False
     webhook_is_away: bool = False
     waiting: tuple[Holder, ...] = ()
+    starting: tuple[Holder, ...] = ()
+    gave_up: tuple[Holder, ...] = ()
     stopped: list[tuple[str, float]] = field(default_factory=list)
     sent: list[Mapping[str, Any]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -180,7 +184,10 @@ class FakeSite:
         """Return every server, and those that wait."""
         if self.hub_is_away:
             raise HubUnavailable("The hub does not answer.")
-        starting = [HubServer(h.user, frozenset(), h.server, ready=False, pending="spawn") for h in self.waiting]
+        starting = [
+            HubServer(h.user, frozenset(), h.server, ready=False, pending="spawn")
+            for h in (*self.waiting, *self.starting)
+        ]
         return (*map(self._described, self.servers.values()), *starting)
 
     async def server(self, user: str, name: str) -> HubServer | None:
@@ -206,7 +213,9 @@ class FakeSite:
         return HubServer(server.user, frozenset(), server.name, not server.stopping, pending, server.name, state)
 
     def _queue(self) -> str | None:
-        places = [tickets.Ticket(Request(holder, 1), self.now, n) for n, holder in enumerate(self.waiting)]
+        places = [
+            tickets.Ticket(Request(holder, 1), self.now, n) for n, holder in enumerate((*self.waiting, *self.gave_up))
+        ]
         return tickets.encode(self.now, places, {})
 
     # -- the engine and the containers --------------------------------------------------------------------------------

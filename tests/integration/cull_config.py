@@ -31,7 +31,7 @@ settings = Settings(
     limits_file=limits,
     queue_file=state / "queue.json",
     simulated_gpus=4,
-    pass_seconds=6,
+    pass_seconds=5,
 )
 services = [register.service(settings)]
 roles = [register.role()]

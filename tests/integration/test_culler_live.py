@@ -32,12 +32,13 @@ from ds01_spawner.testing.hub import running
 
 from .conftest import Site, docker
 
-pytestmark = pytest.mark.engine
+# Launching eleven servers and watching them takes minutes, all of it before the first test.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 CONFIG = Path(__file__).with_name("cull_config.py")
-IDLE_SECONDS = 60
+IDLE_SECONDS = 60  # the least that a limits file may say
 OTHER_IDLE_SECONDS = 45
-WATCHED_SECONDS = 150
+WATCHED_SECONDS = 130
 LOOP = "import time\nwhile True:\n    t = time.time()\n    while time.time() - t < 0.04: pass\n    time.sleep(0.16)\n"
 LOOP_IN_SHELL = (
     f"echo {b64encode(LOOP.encode()).decode()} | base64 -d >/tmp/loop; nohup python3 /tmp/loop >/dev/null 2>&1 &"

@@ -260,6 +260,15 @@ async def test_somebody_waiting_halves_the_limit(site: FakeSite, tmp_path: Path)
     assert site.stopped == [("ada/thesis", 1000.0 + 16 * MINUTE)]
 
 
+async def test_who_left_the_queue_does_not_wait(site: FakeSite, tmp_path: Path) -> None:
+    """The queue's file keeps places for people who left, and not every server that starts waits for a device."""
+    site.start("ada", devices=["GPU-0"])
+    site.starting = (Holder("bob", "thesis"),)
+    site.gave_up = (Holder("eve", "thesis"),)
+    await site.watch(site.culler(tmp_path), 2 * MINUTE)
+    assert status(tmp_path)["demand"]["waiting"] == 0
+
+
 async def test_four_of_five_held_is_demand(site: FakeSite, tmp_path: Path) -> None:
     """80 % of the devices held halves the limit, whoever holds them."""
     site.device_uuids = ("GPU-0", "GPU-1", "GPU-2", "GPU-3", "GPU-4")
