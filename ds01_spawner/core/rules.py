@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from ds01_spawner.core import limits as limits_
 from ds01_spawner.core.ledger import Ledger
@@ -39,19 +40,14 @@ class Rules:
         return self._limits_of[user]
 
     def kinds(self, request: Request, limits: Limits | None) -> Sequence[str]:
-        """Return the kinds of device that a request may be served with, smallest first."""
+        """Return the kinds of device that a request may be served with, smallest first; none if limits allow none."""
         if request.kind:
             return (request.kind,)
         left = None
         if limits:
             left = limits_.gpu_equivalents_left(limits, request, self._ledger.holding(request.holder.user))
-        sizes = {kind: devices[0] for kind, devices in self._fitting(request, limits).items()}
-        allowed = [
-            (device.gpu_equivalents, device.memory_bytes, kind)
-            for kind, device in sizes.items()
-            if left is None or request.count * device.gpu_equivalents <= left
-        ]
-        return [kind for _, _, kind in sorted(allowed)]
+        sizes = self._sizes_of_enough(request, limits)
+        return [kind for each, _, kind in sizes if left is None or request.count * each <= left]
 
     def check(self, request: Request, limits: Limits | None, holding: Sequence[Held]) -> None:
         """Refuse what the limits do not allow.
@@ -62,9 +58,9 @@ class Rules:
         if limits is None:
             return
         if request.count and not request.kind:
-            # Any kind will do: if the smallest that this host has is too much, then everything is.
-            sizes = [(found[0].gpu_equivalents, kind) for kind, found in self._fitting(request, limits).items()]
-            request = replace(request, kind=min(sizes)[1]) if sizes else request
+            # Any kind will do: if the smallest of which there is enough is too much, then everything is.
+            sizes = self._sizes_of_enough(request, limits)
+            request = replace(request, kind=sizes[0][2]) if sizes else request
         limits_.check(limits, request, holding)
 
     def refuse_second(self, holder: Holder) -> None:
@@ -92,6 +88,14 @@ class Rules:
                 f"You asked for {describe_request(request)}, and this host has {describe_devices(existing)}."
                 " Ask for what there is, or launch on the CPU."
             )
+
+    def _sizes_of_enough(self, request: Request, limits: Limits | None) -> list[tuple[Fraction, int, str]]:
+        """Return GPU-equivalents, memory and kind of what there is enough of, smallest first."""
+        return sorted(
+            (devices[0].gpu_equivalents, devices[0].memory_bytes, kind)
+            for kind, devices in self._fitting(request, limits).items()
+            if len(devices) >= request.count
+        )
 
     def _fitting(self, request: Request, limits: Limits | None) -> dict[str, list[Device]]:
         """Return the devices of the host that fit a request and may go to its user, by kind."""

@@ -118,9 +118,11 @@ class Checker:
         self, holder: Holder, uuids: set[str], blocked: list[Request], free: set[str], now: float
     ) -> None:
         ends = now + (self.memory.limits[holder.user].max_runtime_seconds or 0.0)
-        for request, earliest in zip(blocked, self.memory.earliest(blocked, free, now), strict=True):
-            if request.kind and any(self._wants(request, uuid) for uuid in uuids):
+        for request, start, times in self.memory.promises(blocked, free, now):
+            wanted = [times[uuid] for uuid in uuids if request.kind and self._wants(request, uuid)]
+            if wanted:
                 self.passings += 1
+                earliest = max(start, min(wanted))
                 require(ends <= earliest, f"{holder} passes {request}, which could start at {earliest - now:+.0f} s")
 
     def _note_grant(self, holder: Holder, devices: tuple[str, ...], now: float) -> None:

@@ -7,7 +7,7 @@ which leases must exist and in what order people are served.  It shares no code 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -278,8 +278,9 @@ class Memory:
         too_many = servers >= (limits.max_containers_per_user or math.inf)
         if too_many or request.count > (limits.max_gpu_slots_per_container or math.inf):
             return False
-        fitting = [self.equivalents([d.uuid]) for d in self.inventory.values() if matches(request, d)]
-        each = min(fitting, default=least(request.kind))
+        fitting = [(d.kind, self.equivalents([d.uuid])) for d in self.inventory.values() if matches(request, d)]
+        enough = [each for kind, each in fitting if sum(kind == other for other, _ in fitting) >= request.count]
+        each = min(enough, default=least(request.kind))
         return not request.count or most is None or request.count * each + amount <= most
 
     def possible(self, request: Request) -> bool:
@@ -290,13 +291,18 @@ class Memory:
                 kinds[device.kind] = kinds.get(device.kind, 0) + 1
         return max(kinds.values(), default=0) >= request.count
 
-    def earliest(self, requests: Iterable[Request], free: set[str], now: float) -> list[float]:
-        """Return the earliest time at which each request could start, if everybody keeps to what is known of them.
+    def promises(
+        self, requests: Iterable[Request], free: set[str], now: float
+    ) -> Iterator[tuple[Request, float, dict[str, float]]]:
+        """Yield when each request could start at the earliest, if everybody keeps to what is known of them.
 
         Args:
-            requests: those who wait, next one first; each keeps to the times of those before it.
+            requests: those who wait, next one first; each keeps to the promises to those before it.
             free: devices that nobody has.
             now: the time.
+
+        Yields:
+            The request, the earliest start, and from when on it could use each device.
         """
         leased = self.leased()
         times: dict[str, float] = {}
@@ -306,7 +312,6 @@ class Memory:
                 limits, held = self.limits[leased[uuid].user], self.held[leased[uuid]]
                 idle = now + (math.inf if limits.idle_seconds is None else limits.idle_seconds)
                 times[uuid] = max(now, min(idle, held.since + (limits.max_runtime_seconds or 0.0)))
-        starts = []
         for request in requests:
             best: tuple[float, list[str]] = (math.inf, [])
             for kind in {device.kind for device in self.inventory.values()}:
@@ -314,12 +319,12 @@ class Memory:
                 fitting.sort(key=lambda u: times[u])
                 if len(fitting) >= request.count:
                     best = min(best, (times[fitting[request.count - 1]], fitting[: request.count]))
-            starts.append(best[0])
+            yield request, best[0], dict(times)
             limits = self.limits[request.holder.user]
-            for uuid in best[1]:
-                shortest = min(limits.idle_seconds or math.inf, limits.max_runtime_seconds or math.inf)
-                times[uuid] = best[0] + shortest
-        return starts
+            shortest = min(limits.idle_seconds or math.inf, limits.max_runtime_seconds or math.inf)
+            for uuid in self.inventory:
+                if any(self.share_hardware(uuid, promised) for promised in best[1]):
+                    times[uuid] = best[0] + shortest
 
 
 def matches(request: Request, device: Device) -> bool:
