@@ -50,6 +50,7 @@ class FakeServer:
         silent: whether its notebook server does not answer.
         unreadable: whether its container cannot be read at all.
         explodes: whether reading it fails in an unforeseen way.
+        terminals_explode: whether showing it something does.
         keep_alive_at: when its keep-alive was touched, monotonic seconds.
         home_full: whether no file can be written in its project.
         files: the names of our files there.
@@ -72,6 +73,7 @@ class FakeServer:
     silent: bool = False
     unreadable: bool = False
     explodes: bool = False
+    terminals_explode: bool = False
     keep_alive_at: float | None = None
     home_full: bool = False
     files: dict[str, str] = field(default_factory=dict)
@@ -256,6 +258,8 @@ class FakeSite:
         server = self.servers[place.container_id]
         if server.unreadable:
             raise ContainerUnreadable("it cannot be read")
+        if server.terminals_explode:
+            raise RuntimeError("an error that nobody foresaw")
         server.shown += [text] * bool(server.terminals)
         return server.terminals
 

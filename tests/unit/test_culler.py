@@ -12,6 +12,7 @@ import pytest
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.eventlog import MAX_LINE_BYTES, EventLog
+from ds01_spawner.core import wording
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
@@ -126,6 +127,18 @@ async def test_the_run_limit_ends_even_what_cannot_be_read(site: FakeSite, tmp_p
     assert site.kinds()[-1] == "maintenance.runtime_kill"
 
 
+async def test_the_run_limit_needs_no_account(site: FakeSite, tmp_path: Path) -> None:
+    """A user whom the host does not know any more is not retired as idle, but does not run for ever either."""
+    site.homes_are_away = True
+    site.start("ada")
+    site.limits = Limits(max_runtime_seconds=2 * HOUR, grace_seconds=0)
+    culler = site.culler(tmp_path)
+    await site.watch(culler, HOUR)
+    assert "does not answer" in shown(tmp_path)["problem"]
+    await site.watch(culler, HOUR)
+    assert site.stopped == [("ada/thesis", 1000.0 + 2 * HOUR)]
+
+
 @pytest.mark.parametrize("away", ["hub_is_away", "engine_is_away", "driver_is_away", "homes_are_away"])
 async def test_an_hour_away_leads_to_no_end(site: FakeSite, tmp_path: Path, away: str) -> None:
     """Hub, engine, driver or homes away for an hour in the middle of idleness: the idle time begins anew."""
@@ -176,6 +189,32 @@ async def test_one_broken_server_does_not_stop_the_pass(site: FakeSite, tmp_path
     assert [name for name, _ in site.stopped] == ["bob/thesis"]
     assert reports[-1].broken == 1
     assert "nobody foresaw" in shown(tmp_path)["problem"]
+
+
+async def test_a_channel_that_fails_unforeseen_is_one_that_failed(site: FakeSite, tmp_path: Path) -> None:
+    """The other channels carry the warning, and the event says what happened."""
+    site.start("ada").terminals_explode = True
+    await site.watch(site.culler(tmp_path), 20 * MINUTE)
+    assert "nobody foresaw" in site.events[0][1]["failed"]["terminals"]
+    assert "webhook" in site.events[0][1]["channels"]
+
+
+async def test_one_server_that_cannot_be_told_does_not_silence_the_others(
+    site: FakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while warning one server leaves its neighbour warned and judged, and itself kept."""
+    say = wording.warning
+
+    def say_or_fail(*arguments: Any, project: str, **rest: Any) -> str:
+        if project == "broken":
+            raise RuntimeError("an error that nobody foresaw")
+        return say(*arguments, project=project, **rest)
+
+    monkeypatch.setattr(wording, "warning", say_or_fail)
+    site.start("ada", "broken")
+    site.start("bob")
+    await site.watch(site.culler(tmp_path), 40 * MINUTE)
+    assert [name for name, _ in site.stopped] == ["bob/thesis"]
 
 
 async def test_a_hub_that_does_not_stop_it_is_asked_again(site: FakeSite, tmp_path: Path) -> None:

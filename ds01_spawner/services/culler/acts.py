@@ -89,12 +89,20 @@ class Acts:
 
     async def tell(self, watches: Iterable[Watch]) -> Sequence[Told]:
         """Send every warning and every calling-off that was decided; return the warnings."""
-        watches = tuple(watches)
-        await asyncio.gather(*(self._call_off(watch) for watch in watches))
-        for watch in watches:
+        told = await asyncio.gather(*(self._tell_one(watch) for watch in watches))
+        return [one for one in told if one is not None]
+
+    async def _tell_one(self, watch: Watch) -> Told | None:
+        try:
+            await self._call_off(watch)
             self._note_keep_alive(watch)
-        warned = [(watch, watch.decision) for watch in watches if isinstance(watch.decision, Warn)]
-        return await asyncio.gather(*(self._warn(watch, decision) for watch, decision in warned))
+            return await self._warn(watch, watch.decision) if isinstance(watch.decision, Warn) else None
+        except Exception as error:
+            # One server's trouble must not silence the others' warnings.
+            watch.problem = f"{type(error).__name__}: {error}"
+            watch.decision = None
+            log.exception("%s/%s could not be told anything:", watch.server.user, watch.server.name)
+            return None
 
     def publish(self, watches: Iterable[Watch], report: Report) -> bool:
         """Write what pages and metrics show, and return whether that worked."""

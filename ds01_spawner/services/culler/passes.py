@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.core import claims, labels, tickets
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import DeviceReading, Reading
-from ds01_spawner.core.idleness import Retire, decide
+from ds01_spawner.core.idleness import Delivery, Retire, decide
 from ds01_spawner.core.idlerules import Demand, rules_of
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Container, Holder
@@ -209,16 +209,13 @@ class Culler:
             return "the labels of its container are not its own"
         return Place(identity, url, record.devices), record.project
 
-    def _remembered(self, container_id: str) -> tuple[Any, ...]:
+    def _remembered(self, container_id: str) -> tuple[Delivery, ...]:
         if self._standing is None:
             self._standing = self._acts.standing()
         found = self._standing.pop(container_id, None)
-        deliveries = (
-            [decode_delivery(entry, self._world.clock()) for entry in found if isinstance(entry, dict)]
-            if (isinstance(found, list))
-            else []
-        )
-        return tuple(delivery for delivery in deliveries if delivery is not None)
+        entries = found if isinstance(found, list) else []
+        decoded = (decode_delivery(entry, self._world.clock()) for entry in entries if isinstance(entry, dict))
+        return tuple(delivery for delivery in decoded if delivery is not None)
 
     async def _look(self, watch: Watch, lease: Lease) -> None:
         watch.problem = ""
@@ -232,8 +229,10 @@ class Culler:
             find = self._world.find_account
             try:
                 watch.account = await loop.run_in_executor(self._world.threads, find, watch.server.user)
+                watch.note = ""
             except DS01Error as error:
-                watch.problem = str(error)
+                # Its keep-alive is unknown then; its longest run is not.
+                watch.note = str(error)
         watch.limits = self._world.limits(watch.server.user, watch.server.groups)
         watch.rules = rules_of(
             watch.limits,
@@ -267,7 +266,7 @@ class Culler:
 
     # -- decide and act -----------------------------------------------------------------------------------------------
 
-    async def _guarded(self, watch: Watch, work: Any) -> None:
+    async def _guarded(self, watch: Watch, work: Awaitable[None]) -> None:
         """Do something about one server; whatever goes wrong is that server's problem, and it is kept."""
         try:
             await work

@@ -74,7 +74,7 @@ def describe_server(watch: Watch, *, wall: float, now: float) -> dict[str, Any]:
         "run_limit_seconds": watch.rules.run_seconds,
         "keep_alive_until": wall + watch.keep_alive_seconds if watch.keep_alive_seconds else None,
         "exemptions": [str(exemption) for exemption in watch.limits.exemptions],
-        "problem": watch.problem or (watch.newest.problem if watch.newest else ""),
+        "problem": watch.problem or watch.note or (watch.newest.problem if watch.newest else ""),
         # The newest as they are: merging the window of a thousand servers at each pass would cost seconds.
         "samples": wording.evidence(watch.samples[-_SHOWN_SAMPLES:], watch.rules, now),
     }

@@ -35,6 +35,7 @@ class Watch:
         keep_alive_told: whether the keep-alive that now holds was recorded.
         decision: the last one, ``None`` when none could be made.
         problem: what went wrong with it in the last pass, else empty.
+        note: why its user's account could not be found, else empty.
         seen_at: when the hub last listed it, monotonic seconds.
     """
 
@@ -52,6 +53,7 @@ class Watch:
     keep_alive_told: bool = False
     decision: Decision | None = None
     problem: str = ""
+    note: str = ""
     seen_at: float = 0.0
 
     def add(self, reading: Reading) -> None:
