@@ -1,8 +1,8 @@
 """How fast the pages answer, and whether anything holds up the hub's event loop meanwhile.
 
 A real hub and a real engine; a person with 1, 10 and 50 projects asks for each page again and again.  The last line
-with ``--json`` is ``{"page_ms": {"projects_50": …}, "hub_loop_ms": {…}}``: medians, and for the hub's event loop the slowest
-and the 99th percentile of its answers to a page that computes nothing, asked all the while.
+with ``--json`` is ``{"page_ms": {"projects_50": …}, "hub_loop_ms": {…}}``: medians, and for the hub's event loop the
+slowest and the 99th percentile of its answers to a page that computes nothing, asked all the while.
 """
 
 from __future__ import annotations
