@@ -5,6 +5,7 @@ It is also the tutorial, tried: somebody without a project makes one, adds a pac
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,16 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: 
 
 from ds01_spawner.core.project import server_name  # noqa: E402
 from ds01_spawner.testing.hub import running  # noqa: E402
-from tests.browser.conftest import CONFIG, FLAGS, LAUNCH_MILLISECONDS, PROJECTS, Visitor, chromium, taken  # noqa: E402
+from tests.browser.conftest import (  # noqa: E402
+    CONFIG,
+    FLAGS,
+    LAUNCH_MILLISECONDS,
+    PROJECTS,
+    Visitor,
+    chromium,
+    forget_images,
+    taken,
+)
 from tests.integration.conftest import Site, making_sites  # noqa: E402
 
 PICTURES = ROOT / "docs/pictures"
@@ -44,7 +54,8 @@ class Camera:
 
 def main() -> None:
     """Take every picture."""
-    subprocess.run([ROOT / "images/build.sh", "python"], env=None, check=True)
+    subprocess.run([ROOT / "images/build.sh", "python"], env={**os.environ, "BASE": "ds01/python:13"}, check=True)
+    forget_images()
     camera = Camera(PICTURES)
     with making_sites() as make, sync_playwright() as playwright:
         site = make(CONFIG)
@@ -82,7 +93,8 @@ def tutorial(site: Site, browser: Browser, camera: Camera) -> None:
         page.get_by_role("link", name=PROJECT, exact=True).click()
         page.get_by_label("Python packages").fill("cowsay")
         page.get_by_role("button", name="Add and build").click()
-        expect(page.get_by_label("The build's last lines")).to_be_visible()
+        log, built = page.get_by_label("The build's last lines"), page.locator("#live").get_by_text("built", exact=True)
+        expect(log.or_(built).first).to_be_visible(timeout=LAUNCH_MILLISECONDS)
         camera.take(page, "building", full=True)
         expect(page.locator("#live").get_by_text("built", exact=True)).to_be_visible(timeout=LAUNCH_MILLISECONDS)
         page.get_by_label("Keep the present image as").fill("experiment-42")
@@ -99,7 +111,9 @@ def tutorial(site: Site, browser: Browser, camera: Camera) -> None:
         cell.click()
         page.keyboard.insert_text('import cowsay\ncowsay.cow("It is there")')
         page.keyboard.press("Shift+Enter")
-        expect(page.get_by_text("| It is there |").first).to_be_visible()
+        expect(page.get_by_text("| It is there |").first).to_be_visible(timeout=LAUNCH_MILLISECONDS)
+        if page.get_by_role("button", name="Hide notification").count():
+            page.get_by_role("button", name="Hide notification").first.click()
         page.screenshot(path=PICTURES / "notebook.png")
         print("screenshots: notebook", flush=True)
         ada.visit()

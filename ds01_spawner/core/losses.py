@@ -47,20 +47,22 @@ def find_losses(changed: Iterable[str], busy_kernels: int = 0) -> Losses:
         changed: absolute paths that were added or changed inside the container.
         busy_kernels: how many kernels compute now.
     """
-    paths = sorted({path for path in changed if not _IGNORED.search(path)})
+    every = sorted(set(changed))
+    paths = [path for path in every if not _IGNORED.search(path)]
     packages = {f"{found[1].replace('_', '-')}=={found[2]}" for path in paths if (found := _DISTRIBUTION.search(path))}
-    files = [path for path in _leaves(paths) if not _INSIDE_PACKAGES.search(path)]
+    files = [path for path in _leaves(paths, every) if not _INSIDE_PACKAGES.search(path)]
     folders = Counter(path.rpartition("/")[0] or "/" for path in files)
     return Losses(busy_kernels, len(files), tuple(folders.most_common(_SHOWN_FOLDERS)), tuple(sorted(packages)))
 
 
-def _leaves(paths: list[str]) -> list[str]:
+def _leaves(paths: list[str], every: list[str]) -> list[str]:
     """Return the paths that contain no other one; a folder is listed with every file that changed in it.
 
     Folders that changed themselves, such as a home in which only caches came to be, look like files here; one level
     below the root none of them is anybody's file.
     """
-    split = [path.split("/") for path in paths]
+    # A folder that changed because of something ignored in it is not a file either.
+    split = [path.split("/") for path in every]
     parents = {"/".join(parts[:depth]) for parts in split for depth in range(2, len(parts))}
     kept = [path for path in paths if path not in parents and path.count("/") > 1]
     return [path for path in kept if not re.fullmatch(r"/home/[^/]+(?:/\.local(?:/[^/]+)?)?", path)]

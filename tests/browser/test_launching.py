@@ -125,7 +125,7 @@ def test_waiting_shows_the_place_and_can_become_a_cpu_start(
     site.project("abel", "queue")
     abel = visit("abel")
     page = abel.page
-    taken = page.get_by_label(re.compile(r"Whole GPU \(0 of 4 free"))
+    taken = page.get_by_label(re.compile(r"Whole GPU\s+\(0 of 4 free"))
     # What the form says may be five seconds old.
     wait_for(lambda: abel.visit(f"/hub/spawn/abel/{server_name('queue')}") and taken.is_visible())
     page.get_by_label(re.compile("Whole GPU")).check()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 IMAGES = Path(__file__).parents[2] / "images"
+LARGE = pytest.mark.skipif("DS01_ALL_IMAGES" not in os.environ, reason="minutes of download; set DS01_ALL_IMAGES=1")
 FOLDERS = sorted(folder.name for folder in IMAGES.iterdir() if folder.is_dir())
 
 
@@ -24,7 +25,7 @@ def test_every_base_has_its_three_files(name: str) -> None:
 
 @pytest.mark.engine
 @pytest.mark.timeout(900)  # the framework's wheels are hundreds of megabytes
-@pytest.mark.parametrize("name", ["python", "jax-cpu", "tensorflow-cpu"])
+@pytest.mark.parametrize("name", ["python", "jax-cpu", pytest.param("tensorflow-cpu", marks=LARGE)])
 def test_a_base_for_the_processor_builds_and_verifies(name: str) -> None:
     """Built from the local Debian base, the image passes its own verify script as an ordinary user."""
     base = {"BASE": "ds01/python:13"} if name == "python" else {}

@@ -416,8 +416,15 @@ async def test_no_engine(site: Site) -> None:
     site.engine.close()
     site.engine = BuildKit(options={"base_url": "unix:///nonexistent.sock"})
     site.limit()
-    with pytest.raises(EngineUnavailable, match="does not answer"):
-        await site.ensure()
+
+    async def refusal() -> str:
+        try:
+            await site.ensure()
+        except EngineUnavailable as error:
+            return str(error)
+        return ""
+
+    assert "does not answer" in await refusal()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()  # docker-py does not close a socket that could not be connected

@@ -433,11 +433,15 @@ class TestLimits:
     async def test_any_kind_keeps_to_what_is_left(self, lab: Lab) -> None:
         """Who may have three sevenths and takes any device gets an instance, not a whole GPU."""
         lab.host.devices |= {device.uuid: device for device in mig(2, ["3g.20gb"])}
-        allocator = lab.allocator(limits=lambda _u, _g: Limits(max_gpu_equivalents=Fraction(3, 7)))
+        allocator = lab.allocator(
+            limits=lambda _u, _g: Limits(max_gpu_equivalents=Fraction(3, 7), max_gpu_slots_per_container=2)
+        )
         async with lab.reserve(allocator, "ada", kind="") as reservation:
             assert [device.kind for device in reservation.devices] == ["3g.20gb"]
         with pytest.raises(LimitReached):
             await lab.launch(allocator, "ada", kind="", min_memory_bytes=30 * 2**30)
+        with pytest.raises(LimitReached):  # one instance is too few, and two whole GPUs are too much
+            await lab.launch(allocator, "ada", 2, kind="")
         stranger = lab.host.start("train", ["MIG-2-0"])
         task = asyncio.create_task(lab.launch(allocator, "bob", kind=""))
         await lab.waits(allocator, "bob")  # although whole GPUs are free

@@ -8,7 +8,8 @@ from ds01_spawner.core.losses import find_losses
 def test_what_every_server_leaves_is_no_loss() -> None:
     """Caches, histories, the account files and the workspace itself are not worth a question."""
     ordinary = [
-        "/etc", "/etc/passwd", "/etc/group", "/usr", "/usr/sbin", "/usr/sbin/docker-init", "/home", "/home/ada", "/home/ada/.cache", "/home/ada/.cache/pip",
+        "/etc", "/etc/passwd", "/etc/group", "/usr", "/usr/sbin", "/usr/sbin/docker-init",
+        "/home", "/home/ada", "/home/ada/.cache", "/home/ada/.cache/pip",
         "/home/ada/.ipython/profile_default/history.sqlite", "/home/ada/.local", "/home/ada/.local/share",
         "/home/ada/.local/share/jupyter/runtime/kernel-1.json", "/tmp/x", "/run/y", "/workspace", "/opt/ds01",
         "/var/log/z",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,3 +299,10 @@ def test_the_same_lives_are_in_order_without_a_bug() -> None:
     """What catches the bugs does not cry wolf."""
     for seed in range(LIVES):
         _live(seed)
+
+
+def test_the_bugs_are_listed_in_the_docs() -> None:
+    """What the page says is caught is what is put in here."""
+    page = (Path(__file__).parents[3] / "docs" / "explanation" / "allocation.md").read_text("utf-8")
+    table = page.partition("| Bug |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table] == [bug.__name__.replace("_", " ") for bug in BUGS]
