@@ -377,6 +377,8 @@ class Allocator:
                 decision = self._allocation.decide(seen, look, self._clock(), withheld)
                 self._looked_at = self._clock()
                 self._carry_out(decision)
+                if not locked:
+                    self._tell_all()
 
     async def _see(self) -> Observation:
         try:
@@ -399,18 +401,22 @@ class Allocator:
             waiter = self._waiters.get(entry.request.holder)
             if waiter and waiter.entry is entry and not waiter.granted.done():
                 waiter.granted.set_exception(refusal)
-        for holder, waiting in self._allocation.tell(self._clock()).items():
-            waiter = self._waiters.get(holder)
-            if waiter and not waiter.granted.done() and waiter.told != waiting:
-                self._tell(waiter, waiting)
         for change in decision.changes:
             self._report(change)
         self._save()
+
+    def _tell_all(self) -> None:
+        for holder, waiting in self._allocation.tell(self._clock()).items():
+            waiter = self._waiters.get(holder)
+            if waiter and not waiter.granted.done():
+                self._tell(waiter, waiting)
 
     def _tell(self, waiter: _Waiter, waiting: Waiting) -> None:
         holder = waiter.entry.request.holder
         if waiter.told is None:
             self._note("queue.enter", user=holder.user, server=holder.server, place=waiting.place, wants=waiting.wants)
+        elif waiter.told.sentence == waiting.sentence:
+            return
         waiter.told = waiting
         try:
             waiter.on_wait(waiting)

@@ -96,12 +96,15 @@ class Table:
         if later:
             gone = {device.uuid for device in later}
             self._later[kind] = [item for item in self._later[kind] if item[2].uuid not in gone]
+        ends = start + (entry.shortest_seconds or 0.0)
         for device in (*opened, *coming):
             self._set_apart(device, start)
             for other in self._inventory.overlapping(device.uuid):
-                self._set_apart(self._inventory.by_uuid[other], start)
+                neighbour = self._inventory.by_uuid[other]
+                if self._set_apart(neighbour, start):
+                    self._expect(neighbour, ends)
         for device in (*opened, *later):
-            self._expect(device, start + (entry.shortest_seconds or 0.0))
+            self._expect(device, ends)
 
     def _promise(self, entry: Entry, kind: str) -> tuple[float, list[Device], list[Device]] | None:
         least, count = entry.request.min_memory_bytes, entry.request.count
@@ -113,17 +116,22 @@ class Table:
         start = later[-1][0] if later else self.now
         return start, opened, [device for _, _, device in later]
 
-    def _set_apart(self, device: Device, until: float) -> None:
-        """Keep a device, if it is on the table; what nobody could give back in time is not on it any more."""
-        open_ = self._open.get(device.kind, {}).pop(device.uuid, None)
+    def _set_apart(self, device: Device, until: float) -> bool:
+        """Keep a device, if it is on the table; what nobody could give back in time is not on it any more.
+
+        Returns:
+            Whether it was open to anybody before.
+        """
+        opened = self._open.get(device.kind, {}).pop(device.uuid, None) is not None
         kept = self._kept.get(device.kind, {})
         if device.uuid in kept:
             until = min(until, kept.pop(device.uuid)[1])
-        elif not open_:
-            return
+        elif not opened:
+            return False
         if until > self.now:
             self._kept.setdefault(device.kind, {})[device.uuid] = (device, until)
             self._kept_until[device.kind] = max(until, self._kept_until.get(device.kind, 0.0))
+        return opened
 
     def _expect(self, device: Device, at: float) -> None:
         self._later.setdefault(device.kind, []).append((at, self._number(), device))

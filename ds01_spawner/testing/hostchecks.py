@@ -75,7 +75,6 @@ class Checker:
         line = memory.line(now)
         exact = line is not None
         rest = set(free)
-        taken: set[str] = set()
         blocked: list[Request] = []
         for holder in line or [*granted, *(set(memory.asked) - set(granted))]:
             request = memory.asked[holder].request
@@ -91,9 +90,8 @@ class Checker:
                 require(uuids <= set(open_), f"{holder} was given {uuids} for {request}")
                 require(allowed, f"{holder} was given {uuids} beyond the limits")
                 if exact:
-                    self._check_passing(holder, uuids, blocked, free - taken, now)
+                    self._check_passing(holder, uuids, blocked, rest, now)
                 rest -= {u for u in rest if any(memory.share_hardware(u, mine) for mine in uuids)}
-                taken |= uuids
                 self._note_grant(holder, grant.lease.devices, now)
             elif holder in self._refused:
                 require(not allowed, f"{request} was refused although allowed: {self._refused[holder]}")

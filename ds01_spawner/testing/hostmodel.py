@@ -198,6 +198,7 @@ class Memory:
                 for container in seen.containers
                 if container.id not in carrying and container.state not in {"exited", "dead"}
             ]
+        self.devices |= {uuid: self.inventory[uuid] for uuid in self.leased() if uuid in self.inventory}
         return self._free(look) if whole else set()
 
     def _adopt(self, look: Seen) -> None:
@@ -308,10 +309,12 @@ class Memory:
         times: dict[str, float] = {}
         for uuid in self.inventory:
             times[uuid] = now
-            if uuid not in free and uuid in leased:
-                limits, held = self.limits[leased[uuid].user], self.held[leased[uuid]]
-                idle = now + (math.inf if limits.idle_seconds is None else limits.idle_seconds)
-                times[uuid] = max(now, min(idle, held.since + (limits.max_runtime_seconds or 0.0)))
+            for other, holder in leased.items():
+                if uuid not in free and self.share_hardware(uuid, other):
+                    limits, held = self.limits[holder.user], self.held[holder]
+                    idle = now + (math.inf if limits.idle_seconds is None else limits.idle_seconds)
+                    end = min(idle, held.since + (limits.max_runtime_seconds or 0.0))
+                    times[uuid] = max(times[uuid], end)
         for request in requests:
             best: tuple[float, list[str]] = (math.inf, [])
             for kind in {device.kind for device in self.inventory.values()}:

@@ -91,6 +91,15 @@ class TestKeeping:
         on.keep(entry(1), ["gpu"])
         assert on.candidates(entry(2, kind="3g.20gb"), ["3g.20gb"]) == []
 
+    def test_an_instance_that_is_kept_for_a_whole_gpu_is_expected_later(self) -> None:
+        """Somebody who waits for two instances gathers them, although one of the two is in a GPU kept for another."""
+        parent = gpus(1)[0]
+        on = table((*mig(0, ["3g.20gb"]), *mig(1, ["3g.20gb"])), ((parent, 0.0),))
+        on.keep(entry(1), ["gpu"])
+        on.keep(entry(2, 2, kind="3g.20gb"), ["3g.20gb"])
+        assert on.candidates(entry(3, kind="3g.20gb", run=90), ["3g.20gb"]) == []
+        assert uuids(on.candidates(entry(4, kind="3g.20gb", run=60), ["3g.20gb"])) == {"MIG-1-0"}
+
     def test_devices_of_one_request_are_of_one_kind(self) -> None:
         """Who takes any kind gets the smallest kind of which there is enough."""
         on = table((*gpus(2), *mig(3, ["1g.5gb"])))
