@@ -30,6 +30,7 @@ STATE = Path("/var/lib/ds01-demo")
 URL = "http://127.0.0.1:8000"
 PEOPLE = ("alice", "bob")
 PROJECT = "First steps"
+IDLE_MINUTES = 5
 
 
 def say(text: str) -> None:
@@ -116,6 +117,7 @@ def show_and_stay(person: Person, password: str) -> None:
     say(f"open {URL} and log in as alice or bob (bob is an admin) with the password {password}")
     say(f"alice's project is at {URL}/user/alice/{server_name(PROJECT)}/lab")
     say(f"the people's folders are in {STATE / 'people'}, the hub's log is {STATE / 'hub.log'}")
+    say(f"a project that nobody uses for {IDLE_MINUTES} minutes is warned, and then retired: leave one alone and watch")
     say("Ctrl-C retires what runs and stops everything")
     with suppress(KeyboardInterrupt):
         signal.pause()
@@ -150,6 +152,7 @@ def main() -> None:
             "DS01_DEMO_STATE": str(STATE),
             "DS01_DEMO_PASSWORD": password,
             "DS01_DEMO_SIMULATED": str(simulated_gpus()),
+            "DS01_DEMO_IDLE_MINUTES": str(IDLE_MINUTES),
         },
     )
     (STATE / "hub.log").unlink(missing_ok=True)

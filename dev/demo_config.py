@@ -18,6 +18,14 @@ c.DummyAuthenticator.password = os.environ["DS01_DEMO_PASSWORD"]
 c.Authenticator.allowed_users = {"alice", "bob"}
 c.Authenticator.admin_users = {"bob"}
 
+limits = state / "limits.yaml"
+limits.write_text(
+    f"""
+    defaults:
+      idle_timeout_h: {float(os.environ["DS01_DEMO_IDLE_MINUTES"]) / 60:.7f}
+      policies: {{grace_period_m: 0}}
+    """
+)
 simulated = int(os.environ["DS01_DEMO_SIMULATED"])
 configure(
     c,
@@ -27,4 +35,7 @@ configure(
     default_image="ds01/python:13",
     network="ds01-demo",
     simulated_gpus=simulated,
+    limits_file=limits,
+    # Short, so that whoever tries it can watch an idle project being warned and retired.
+    culler={"pass_seconds": 5, "warn_seconds": [120, 60], "notice_seconds": 45},
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jupyterhub.utils import url_path_join
@@ -40,6 +41,8 @@ from ds01_spawner.form import Outlook
 from ds01_spawner.images import ProjectImages
 from ds01_spawner.launcher import Launcher
 from ds01_spawner.runtime import Runtime
+from ds01_spawner.services.culler import register as culler_register
+from ds01_spawner.services.culler import settings as culler_settings
 from ds01_spawner.services.portal import register
 from ds01_spawner.services.portal import settings as portal
 from ds01_spawner.spawner import DS01Spawner
@@ -197,6 +200,7 @@ def configure(
     placement: str = "packed",
     starts_at_once: int | None = None,
     docker: Mapping[str, Any] | None = None,
+    culler: Mapping[str, Any] | None = MappingProxyType({}),
 ) -> None:
     """Set a hub up for projects: the spawner, its pages, its network, and what JupyterHub must leave to it.
 
@@ -218,6 +222,8 @@ def configure(
         placement: ``packed``, ``spread`` or ``affinity``.
         starts_at_once: how many notebook servers start at the same time; the number of processors by default.
         docker: arguments for docker-py's ``APIClient``; the environment decides by default.
+        culler: settings of the service that retires idle servers, such as ``{"pass_seconds": 30}``, see
+            ``services.culler.settings``; ``None`` for a hub that never retires a server by itself.
 
     Raises:
         EngineUnavailable: the hub could not serve anybody; says what to do.
@@ -254,6 +260,8 @@ def configure(
     c.JupyterHub.default_url = _first_page
     c.JupyterHub.template_vars = {**_listed(c, "template_vars", {}), "projects_service": portal.SERVICE}
     _add_portal(c, site)
+    if culler is not None:
+        _add_culler(c, site, culler)
 
 
 def _first_page(handler: Any) -> str:
@@ -281,3 +289,20 @@ def _add_portal(c: Any, site: Site) -> None:
     c.JupyterHub.services = [*_listed(c, "services", []), register.service(settings)]
     c.JupyterHub.load_roles = [*_listed(c, "load_roles", []), register.role()]
     c.JupyterHub.extra_user_scopes = _listed(c, "extra_user_scopes", set()) | register.ENTER
+
+
+def _add_culler(c: Any, site: Site, changes: Mapping[str, Any]) -> None:
+    folder = site.state_folder
+    settings = culler_settings.Settings(
+        hub=site.hub,
+        folder=folder / "culler",
+        events=folder / "events.jsonl",
+        people_folder=site.people_folder,
+        limits_file=site.limits_file,
+        queue_file=folder / "queue.json",
+        simulated_gpus=site.simulated_gpus,
+        docker=site.docker,
+        **changes,
+    )
+    c.JupyterHub.services = [*_listed(c, "services", []), culler_register.service(settings)]
+    c.JupyterHub.load_roles = [*_listed(c, "load_roles", []), culler_register.role()]

@@ -1,14 +1,10 @@
 """The hub of the culler's tests: the usual one with short limits, and activity reported as often as it can be."""
 
+import json
 import os
 from pathlib import Path
 
-from ds01_spawner.services.culler import register
-from ds01_spawner.services.culler.settings import Settings
-
 c = get_config()  # noqa: F821 - JupyterHub defines it
-load_subconfig(str(Path(__file__).with_name("hub_config.py")))  # noqa: F821 - JupyterHub defines it
-
 state = Path(os.environ["DS01_TEST_STATE"])
 limits = state / "limits.yaml"
 limits.write_text(
@@ -23,31 +19,20 @@ limits.write_text(
         max_runtime_h: 0.025  # a minute and a half
     """
 )
-settings = Settings(
-    hub=os.environ["DS01_TEST_HUB"],
-    folder=state / "culler",
-    events=state / "events.jsonl",
-    people_folder=state / "people",
-    limits_file=limits,
-    queue_file=state / "queue.json",
-    simulated_gpus=4,
-    pass_seconds=5,
-)
-services = [register.service(settings)]
-roles = [register.role()]
+os.environ["DS01_TEST_LIMITS"] = str(limits)
+os.environ["DS01_TEST_CULLER"] = json.dumps({"pass_seconds": 5})
+load_subconfig(str(Path(__file__).with_name("hub_config.py")))  # noqa: F821 - JupyterHub defines it
 
 c.JupyterHub.default_url = "/hub/home"  # the portal is not what is tested here
 
 # For the comparison: another culler only learns from the hub, and shall learn at once.
 c.JupyterHub.last_activity_interval = 5
 c.Spawner.environment = {"JUPYTERHUB_ACTIVITY_INTERVAL": "5"}
-services.append({"name": "other", "api_token": os.environ["DS01_TEST_OTHER_TOKEN"]})
-roles.append(
-    {
-        "name": "other",
-        "services": ["other"],
-        "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
-    }
-)
-c.JupyterHub.services = [*c.JupyterHub.get("services", []), *services]
-c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", []), *roles]
+other = {"name": "other", "api_token": os.environ["DS01_TEST_OTHER_TOKEN"]}
+role = {
+    "name": "other",
+    "services": ["other"],
+    "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
+}
+c.JupyterHub.services = [*c.JupyterHub.services, other]
+c.JupyterHub.load_roles = [*c.JupyterHub.load_roles, role]

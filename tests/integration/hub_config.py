@@ -1,5 +1,6 @@
 """The hub of the integration tests: people without accounts on this host, simulated devices."""
 
+import json
 import os
 from pathlib import Path
 
@@ -33,4 +34,7 @@ configure(
     trusted_images=("ds01/debian:11", "ds01/debian:12", "ds01/debian:13"),
     network=os.environ["DS01_TEST_HUB"],
     simulated_gpus=4,
+    limits_file=os.environ.get("DS01_TEST_LIMITS"),
+    # Most tests are shorter than any idle time, and one process less matters on two cores.
+    culler=json.loads(os.environ.get("DS01_TEST_CULLER", "null")),
 )
