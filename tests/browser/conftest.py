@@ -35,10 +35,11 @@ LAUNCH_MILLISECONDS = 120_000
 PROJECTS = "/services/projects/"
 PEOPLE = frozenset(
     [
-        "ada", "eve", "lea", "mona", "nils", "otto", "pia", "quentin", "rita", "sven", "tina", "uma",
-        "vera", "will", "xena", "yara", "zoe", "abel", "bea", "carl", "dana", "erik", "fred", "gus",
-        "hana", "ines", "jo", "kim", "victim", "mallory", "forge", "gets", "linda", "huge", "cspia", "axel",
-        "ben", "cleo", "dora",
+        "ada", "eve", "lea", "mona", "nils", "otto", "pia", "quentin", "rita",
+        "sven", "tina", "uma", "vera", "will", "xena", "yara", "zoe", "abel",
+        "bea", "carl", "dana", "erik", "fred", "gus", "hana", "ines", "jo",
+        "kim", "victim", "mallory", "forge", "gets", "linda", "huge", "cspia", "axel-light",
+        "axel-dark", "ben", "cleo", "dora",
     ]
 )  # fmt: skip
 """Everybody in the browser tests and the screenshots."""

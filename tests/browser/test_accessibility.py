@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 import pytest
@@ -29,10 +30,11 @@ def check(page: Page, where: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_fault(site: Site, visit: Callable[..., Visitor], base_image: str, scheme: str) -> None:
     """My projects, new project with mistakes, environment with a failed build and tags, form, progress, home, error."""
-    site.project("axel", "built", dockerfile="FROM ds01/debian:13\n")
-    site.project("axel", "broken", dockerfile="FROM ds01/debian:13\nRUN echo why; exit 3\n")
-    site.project("axel", "slow", dockerfile=f"FROM ds01/debian:13\nRUN sleep 40; echo {scheme}\n")
-    axel = visit("axel", color_scheme=scheme)
+    user = f"axel-{scheme}"
+    site.project(user, "built", dockerfile="FROM ds01/debian:13\n")
+    site.project(user, "broken", dockerfile="FROM ds01/debian:13\nRUN echo why; exit 3\n")
+    site.project(user, "slow", dockerfile=f"FROM ds01/debian:13\nRUN sleep 40; echo {secrets.token_hex(4)}\n")
+    axel = visit(user, color_scheme=scheme)
     page = axel.page
     check(page, "my projects")
     axel.visit(f"{PROJECTS}new")
@@ -52,7 +54,7 @@ def test_no_page_has_a_serious_fault(site: Site, visit: Callable[..., Visitor], 
     check(page, "error")
     axel.visit("/hub/spawn")
     check(page, "form, all projects")
-    axel.visit("/hub/spawn/axel/slow")
+    axel.visit(f"/hub/spawn/{user}/slow")
     check(page, "form")
     page.get_by_label("CPU only").check()
     page.get_by_role("button", name="Launch").click()
@@ -60,6 +62,6 @@ def test_no_page_has_a_serious_fault(site: Site, visit: Callable[..., Visitor], 
     check(page, "progress")
     axel.visit("/hub/home")
     check(page, "home")
-    axel.visit("/hub/spawn-pending/axel/slow")
+    axel.visit(f"/hub/spawn-pending/{user}/slow")
     page.get_by_role("button", name="Cancel").click()
-    page.wait_for_url("**/hub/spawn/axel/slow")
+    page.wait_for_url(f"**/hub/spawn/{user}/slow")

@@ -139,7 +139,7 @@ def test_waiting_shows_the_place_and_can_become_a_cpu_start(
     expect(other.get_by_text("1 project is waiting")).to_be_visible()
     page.get_by_role("button", name="Start on CPU now").click()
     page.wait_for_url("**/lab**", timeout=120_000)
-    assert site.container("abel", "queue", '{{.Label "ds01.gpu.uuids"}}') == ""
+    assert site.container("abel", "queue", 'on {{.Label "ds01.gpu.uuids"}}.') == "on ."
     assert site.container("abel", "queue") == "running"
     abel.retire_all()
 
