@@ -14,11 +14,12 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Contents, PackedContext
@@ -26,14 +27,18 @@ from ds01_spawner.core.dockerfile import ContextUse
 from ds01_spawner.core.project import Dockerfile, dockerfile_candidates
 from ds01_spawner.errors import AccountUnavailable, ProjectRefused
 
+T = TypeVar("T")
+
 PRIVATE_DOCKERFILE = ".ds01.Dockerfile"
 """The Dockerfile's name in a context whose folder does not hold it; ``COPY . .`` brings it into the image."""
 
 SCAN_SECONDS = 120.0
 PACK_SECONDS = 600.0
+KILL_SECONDS = 5.0
 REMEMBERED_BYTES = 64 * 1024 * 1024
 _ANSWER_BYTES = 32 * 1024 * 1024
 _CHUNK = 1024 * 1024
+_THREADS = 16
 _PATH_CHARACTERS = 200
 _TAR_OVERHEAD_PER_FILE = 8192
 
@@ -85,6 +90,8 @@ class BuildContexts:
         self._spool_dir = spool_dir
         self._limits = limits or ContextLimits()
         self._signatures = _SignatureCache()
+        # Threads of their own: a home that does not answer keeps nothing else of the hub waiting.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="context")
 
     async def read_dockerfile(self, account: Account, project: str) -> Dockerfile | None:
         """Return the project's Dockerfile, or ``None`` when it has none.
@@ -93,7 +100,7 @@ class BuildContexts:
             ProjectRefused: the project or its Dockerfile is not what it should be.
             AccountUnavailable: the home cannot be used.
         """
-        return await asyncio.to_thread(self._workspaces.read_dockerfile, account, project)
+        return await self._in_thread(self._workspaces.read_dockerfile, account, project)
 
     async def scan(self, account: Account, project: str, dockerfile: Dockerfile, use: ContextUse) -> Contents:
         """Return what the build's files are, without packing them.
@@ -122,14 +129,17 @@ class BuildContexts:
     async def _run(
         self, account: Account, project: str, dockerfile: Dockerfile, use: ContextUse, archive: IO[bytes] | None
     ) -> Contents:
-        folder = await asyncio.to_thread(self._workspaces.open_project, account, project)
+        folder = await self._in_thread(self._workspaces.open_project, account, project)
         try:
             packing = _Packing(folder, self._request(account, project, dockerfile, use), self._limits, archive)
-            answer, signatures = await packing.run(self._signatures.get(account.uid, project))
+            answer, signatures = await packing.run(self._threads, self._signatures.get(account.uid, project))
         finally:
             os.close(folder)
         self._signatures.put(account.uid, project, signatures)
         return _read_answer(answer, self._limits)
+
+    async def _in_thread(self, function: Callable[[Account, str], T], account: Account, project: str) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, account, project)
 
     def _request(self, account: Account, project: str, dockerfile: Dockerfile, use: ContextUse) -> dict[str, Any]:
         name = _name_in_context(project, dockerfile)
@@ -158,10 +168,10 @@ class _Packing:
         self._process: subprocess.Popen[bytes] | None = None
         self._given_up = threading.Event()
 
-    async def run(self, signatures: bytes) -> tuple[dict[str, Any], bytes]:
+    async def run(self, threads: Executor, signatures: bytes) -> tuple[dict[str, Any], bytes]:
         """Return the child's answer and its new signatures; a cancel or the time limit kills it."""
         seconds = SCAN_SECONDS if self._archive is None else PACK_SECONDS
-        work = asyncio.ensure_future(asyncio.to_thread(self._work, signatures))
+        work = asyncio.get_running_loop().run_in_executor(threads, self._work, signatures)
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.shield(work)
@@ -174,8 +184,10 @@ class _Packing:
             self._given_up.set()
             if self._process is not None:
                 self._process.kill()
-            with suppress(Exception):
-                await work
+            # A process that waits for a dead file server cannot even be killed; then it is left behind.
+            await asyncio.wait([work], timeout=KILL_SECONDS)
+            if work.done() and not work.cancelled():
+                work.exception()
 
     def _work(self, signatures: bytes) -> tuple[dict[str, Any], bytes]:
         answer_read, answer_write = os.pipe()

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -30,6 +31,13 @@ from ds01_spawner.errors import BuildFailed, EngineUnavailable
 
 GRACE_SECONDS = 5.0
 """How long a cancelled client may take to tell BuildKit before it is killed."""
+
+SETTLE_SECONDS = 2.0
+"""How long a step has run before a cancel reaches it.
+
+BuildKit (seen in 0.12, of Docker Engine 26) forgets to kill a step that is cancelled while its container starts: the
+step then runs on to its end, though nobody waits for it.
+"""
 
 REPORT_SECONDS = 0.2
 _EVENT_BYTES = 4 * 1024 * 1024
@@ -168,15 +176,25 @@ class BuildKit:
 async def _stop_in_full(run: _Run, ended: asyncio.Future[None]) -> None:
     """Stop the client and wait until it is gone, however often the waiting is cancelled."""
     loop = asyncio.get_running_loop()
+    patience = loop.time() + 5 * SETTLE_SECONDS
+    while not ended.done() and run.settled_at() > time.monotonic() and loop.time() < patience:
+        await _wait_through_cancels(ended, run.settled_at() - time.monotonic())
     run.stop()
     deadline = loop.time() + GRACE_SECONDS
     while not ended.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([ended], timeout=max(0.0, deadline - loop.time()))
-        if loop.time() >= deadline:
-            run.kill()
-            deadline = loop.time() + GRACE_SECONDS
+        await _wait_through_cancels(ended, deadline - loop.time())
+        run.kill()
+        deadline = loop.time() + GRACE_SECONDS
     ended.exception()
+
+
+async def _wait_through_cancels(ended: asyncio.Future[None], seconds: float) -> None:
+    """Wait until the client ended, so long at most, however often the waiting is cancelled."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while not ended.done() and loop.time() < until:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([ended], timeout=until - loop.time())
 
 
 def _settle(ended: asyncio.Future[None], error: Exception | None) -> None:
@@ -204,6 +222,7 @@ class _Run:
         self._lock = threading.Lock()
         self._stopped = False
         self._has_news = False
+        self._began_at = time.monotonic()
         self.state = BuildState()
         self.output: deque[str] = deque(maxlen=_OUTPUT_LINES)
         self.exit_code = -1
@@ -224,6 +243,10 @@ class _Run:
         with self._lock:
             changed, self._has_news = self._has_news, False
             return self.state.snapshot() if changed else None
+
+    def settled_at(self) -> float:
+        """Return when, in monotonic seconds, the present step will have run for long enough to be cancelled."""
+        return self._began_at + SETTLE_SECONDS
 
     def _work(self) -> None:
         with tempfile.TemporaryDirectory(prefix="ds01-build-") as folder:
@@ -296,7 +319,10 @@ class _Run:
                 self.output.append(clean_line(event))
                 continue
             with self._lock:
+                before = self.state.started_count
                 lines = self.state.feed(event)
+                if self.state.started_count != before:
+                    self._began_at = time.monotonic()
                 self._has_news = True
             if lines:
                 self._on_lines(lines)

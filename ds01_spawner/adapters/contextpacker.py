@@ -72,6 +72,22 @@ def _signature(status: os.stat_result) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
+class _Sink(io.RawIOBase):
+    """Where the tar goes: a pipe that knows how much went in."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._written = 0
+
+    def write(self, data: Any) -> int:
+        self._pipe.write(data)
+        self._written += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._written
+
+
 class _Exact(io.RawIOBase):
     """Reads exactly ``size`` bytes whatever happens to the file meanwhile, and hashes them."""
 
@@ -96,7 +112,7 @@ class _Exact(io.RawIOBase):
         return data
 
 
-def pack(entries: list[Entry], request: dict[str, Any], signatures: Signatures, tar: BinaryIO | None) -> dict[str, Any]:
+def pack(entries: list[Entry], request: dict[str, Any], signatures: Signatures, tar: _Sink | None) -> dict[str, Any]:
     """Hash the entries, write them as a tar when there is one, and return the answer.
 
     Owners are left out, as BuildKit does: in the image everything belongs to root unless ``--chown`` says otherwise.
@@ -104,7 +120,8 @@ def pack(entries: list[Entry], request: dict[str, Any], signatures: Signatures, 
     dockerfile_name = request["dockerfile_name"]
     hashed = hashlib.sha256()
     count = total = 0
-    archive = tarfile.open(fileobj=tar, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK) if tar else None  # noqa: SIM115
+    # Not tarfile's own stream mode, which moves each byte of its buffer many times.
+    archive = tarfile.TarFile(fileobj=tar, mode="w", format=tarfile.GNU_FORMAT, copybufsize=_CHUNK) if tar else None
     if archive:
         _add_dockerfile(archive, dockerfile_name, request["dockerfile"].encode("utf-8", "surrogateescape"))
     for entry in entries:
@@ -209,8 +226,8 @@ def main() -> None:
         sources = request["sources"]
         selection = Selection(everything=True) if sources is None else resolve(sources)
         entries = folder.list(selection)
-        with os.fdopen(1, "wb", buffering=0) as tar:
-            answer = pack(entries, request, signatures, tar if request["pack"] else None)
+        with os.fdopen(1, "wb") as pipe:
+            answer = pack(entries, request, signatures, _Sink(pipe) if request["pack"] else None)
         answer["skipped"] = folder.notices
     except UnfitError as unfit:
         answer = {"unfit": unfit.facts}

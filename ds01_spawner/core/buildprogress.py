@@ -143,6 +143,7 @@ class BuildState:
         self._present = ""
         self._recent: deque[str] = deque(maxlen=RECENT_LINES)
         self._line_count = 0
+        self._started_count = 0
 
     def feed(self, event: Mapping[str, Any]) -> list[str]:
         """Take one event in and return the lines it adds to the log."""
@@ -162,7 +163,9 @@ class BuildState:
         digest = str(update.get("digest"))
         vertex = self._vertices.setdefault(digest, _Vertex(str(update.get("name") or "")))
         was_completed = vertex.completed
-        vertex.started = vertex.started or bool(update.get("started"))
+        if update.get("started") and not vertex.started:
+            vertex.started = True
+            self._started_count += 1
         vertex.completed = vertex.completed or bool(update.get("completed"))
         vertex.cached = vertex.cached or bool(update.get("cached"))
         vertex.error = vertex.error or str(update.get("error") or "")
@@ -205,6 +208,11 @@ class BuildState:
     def _remember(self, line: str) -> None:
         self._recent.append(line)
         self._line_count += 1
+
+    @property
+    def started_count(self) -> int:
+        """How many steps have begun, those included that are no instruction."""
+        return self._started_count
 
     @property
     def has_triggers(self) -> bool:
