@@ -84,6 +84,15 @@ class Hub:
             self.process = None
 
 
+    def end_proxy(self) -> None:
+        """End the proxy of a hub that was killed: it is in a session of its own and outlives it."""
+        pid_file = self.folder / "proxy.pid"
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            pid = int(pid_file.read_text())
+            if b"configurable-http-proxy" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGTERM)
+
+
 @contextmanager
 def running(hub: Hub) -> Iterator[Hub]:
     """Run a hub for the block."""
@@ -92,3 +101,4 @@ def running(hub: Hub) -> Iterator[Hub]:
         yield hub
     finally:
         hub.stop()
+        hub.end_proxy()

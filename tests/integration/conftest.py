@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ds01_spawner.adapters.accounts import FolderAccounts
+from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.project import container_name
 from ds01_spawner.testing.hub import Hub, running
@@ -141,6 +142,12 @@ def take_away(made: list[Site], folders: list[Path]) -> None:
         if left:
             docker("rm", "--force", "--volumes", *left)
         subprocess.run(["docker", "network", "rm", site.name], capture_output=True, check=False)
+        run_dir = Path("/run/ds01") / site.name
+        workspaces = Workspaces(run_dir)
+        for name in workspaces.mounted():
+            workspaces.unmount(name)
+        if run_dir.exists():
+            run_dir.rmdir()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
