@@ -29,7 +29,7 @@ from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder, Request
 from ds01_spawner.errors import LedgerBroken
 from ds01_spawner.testing.devices import FakeClock, Host, gpus
-from ds01_spawner.testing.hostlife import STEPS, HostLife
+from ds01_spawner.testing.hostlife import HostLife, steps
 from ds01_spawner.testing.hostmodel import Violation
 
 DEVICES = (8, 64, 1024)
@@ -86,20 +86,19 @@ def measure(rounds: int) -> dict[str, float]:
     return medians
 
 
-def live(steps: int, seed: int) -> bool:
+def live(many: int, seed: int) -> bool:
     """Live through random steps on one host after another; return whether nothing forbidden happened."""
-    names, weights = list(STEPS), list(STEPS.values())
     done, lives, counts = 0, 0, Counter[str]()
     longest = 0.0
     began = time.perf_counter()
-    while done < steps:
+    while done < many:
         rng = random.Random(f"{seed}:{lives}")
         lives += 1
         try:
             life = HostLife(
                 rng, users=rng.randint(2, 8), gpus=rng.randint(1, 5), patience_seconds=rng.choice((900.0, 7200.0))
             )
-            for step in rng.choices(names, weights, k=min(1000, steps - done)):
+            for step in steps(rng, min(1000, many - done), disturbed=rng.random() < 0.5):
                 getattr(life, step)(rng)
                 life.check()
                 done += 1

@@ -6,40 +6,31 @@ After each step ``check`` compares the allocation with what ``hostmodel.Memory``
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from typing import TypeVar
 
 from ds01_spawner.core import labels, tickets
 from ds01_spawner.core.allocation import Allocation
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.limits import Limits
-from ds01_spawner.core.model import Device, Health, Holder, Observation, Request
+from ds01_spawner.core.model import Health, Holder, Observation, Request
 from ds01_spawner.errors import DeviceRefused, LimitReached
 from ds01_spawner.testing import devices as fake
-from ds01_spawner.testing.devices import GIB, FakeClock, Host
+from ds01_spawner.testing.devices import GIB
 from ds01_spawner.testing.hostchecks import Checker
 from ds01_spawner.testing.hostmodel import (
     Held,
-    Means,
     Memory,
     Seen,
     Violation,
-    both,
-    exactly,
-    nothing,
     require,
-    ways_to_claim,
 )
-
-T = TypeVar("T")
-LAYOUTS = (("3g.20gb", "3g.20gb"), ("2g.10gb", "2g.10gb", "1g.5gb"), ("7g.40gb",), ())
+from ds01_spawner.testing.hostworld import HostWorld, pick
 
 
-class HostLife:
+class HostLife(HostWorld):
     """A host, its people, one hub, and everything that can happen to them.
 
     Args:
@@ -57,8 +48,7 @@ class HostLife:
         gpus: int = 3,
         patience_seconds: float = 4 * 3600.0,
     ) -> None:
-        self.clock = FakeClock()
-        self.host = Host.of((), self.clock)
+        super().__init__(rng, users=users, gpus=gpus)
         # One who may run for ten minutes only, one who is not retired for idleness, one who goes first, and others.
         common = Limits(
             max_gpu_equivalents=Fraction(2),
@@ -74,18 +64,9 @@ class HostLife:
         self.patience = patience_seconds
         self.memory = Memory(self.limits, patience_seconds, self.half_life)
         self.checker = Checker(self.memory)
-        self.holders = [Holder(f"user{n}", name) for n in range(users) for name in ("thesis", "course")]
-        self.means: dict[str, Means] = {}
-        self.owners: dict[str, str] = {}
-        self.reaches: dict[int, tuple[str, str]] = {}
-        self.dirty: set[str] = set()
-        self.away: dict[str, Device] = {}
-        self.cuts = itertools.count()
         self.text = ""
         self.pending: Seen | None = None
         self.looks = self.crashes = 0
-        for number in range(gpus):
-            self._cut(number, rng.choice(((), (), *LAYOUTS)), also_whole=rng.random() < 0.2)  # noqa: PLR2004
         self._boot()
 
     # -- people -------------------------------------------------------------------------------------------------------
@@ -104,7 +85,7 @@ class HostLife:
 
     def ask_again(self, rng: random.Random) -> None:
         """Somebody who waited when the hub died asks for the same."""
-        if holder := _pick(rng, sorted(self.memory.tickets)):
+        if holder := pick(rng, sorted(self.memory.tickets)):
             self.enter(self.memory.tickets[holder][0])
 
     def enter(self, request: Request) -> None:
@@ -130,7 +111,7 @@ class HostLife:
 
     def cancel(self, rng: random.Random) -> None:
         """Somebody who waits gives up."""
-        if holder := _pick(rng, self.memory.asked):
+        if holder := pick(rng, self.memory.asked):
             self.hub.leave(holder)
             del self.memory.asked[holder]
             self._save()
@@ -139,13 +120,13 @@ class HostLife:
 
     def create(self, rng: random.Random) -> None:
         """A container is created for a reservation."""
-        if holder := _pick(rng, (h for h, held in self.memory.held.items() if not held.container)):
+        if holder := pick(rng, (h for h, held in self.memory.held.items() if not held.container)):
             held = self.memory.held[holder]
             held.container = self._start_server(holder, held.devices, state="created")
 
     def bind(self, rng: random.Random) -> None:
         """A created container runs and carries its lease."""
-        if holder := _pick(rng, (h for h, held in self.memory.held.items() if held.container and not held.bound)):
+        if holder := pick(rng, (h for h, held in self.memory.held.items() if held.container and not held.bound)):
             held = self.memory.held[holder]
             if held.container in self.host.containers:
                 self.host.set_state(held.container, "running")
@@ -154,7 +135,7 @@ class HostLife:
 
     def abandon(self, rng: random.Random) -> None:
         """A launch fails or is cancelled: its container goes first, unless the engine fails too, then the lease."""
-        if holder := _pick(rng, (h for h, held in self.memory.held.items() if not held.bound)):
+        if holder := pick(rng, (h for h, held in self.memory.held.items() if not held.bound)):
             container = self.memory.held[holder].container
             if container in self.host.containers and rng.random() < 0.8:  # noqa: PLR2004
                 self._remove(container, rng)
@@ -162,7 +143,7 @@ class HostLife:
 
     def retire(self, rng: random.Random) -> None:
         """A server is retired, and sometimes leaves a process or memory behind."""
-        if holder := _pick(rng, (h for h, held in self.memory.held.items() if held.bound)):
+        if holder := pick(rng, (h for h, held in self.memory.held.items() if held.bound)):
             container = self.memory.held[holder].container
             if container in self.host.containers:
                 self._remove(container, rng)
@@ -171,7 +152,7 @@ class HostLife:
     def compute(self, rng: random.Random) -> None:
         """A server computes on a device of its own."""
         running = (h for h, held in self.memory.held.items() if held.devices and held.container in self.host.containers)
-        if holder := _pick(rng, running):
+        if holder := pick(rng, running):
             held = self.memory.held[holder]
             device = rng.choice(held.devices)
             known = self.memory.device(device)
@@ -204,89 +185,7 @@ class HostLife:
         self.crashes += 1
         self._boot()
 
-    # -- what others do -----------------------------------------------------------------------------------------------
-
-    def vanish(self, rng: random.Random) -> None:
-        """A container of the hub is removed behind its back."""
-        if container := _pick(rng, (c for c, o in self.owners.items() if c in self.host.containers and o in USERS)):
-            self._remove(container, rng)
-
-    def a_stranger_starts_a_container(self, rng: random.Random) -> None:
-        """Somebody runs a container that the hub did not start, with a claim in one of the many forms."""
-        device = _pick(rng, self.host.devices)
-        if device is None:
-            return
-        known = self.host.devices[device]
-        claim, means = rng.choice(ways_to_claim(known))
-        labelled, owner = {}, ""
-        state = rng.choice(("running", "running", "created", "paused", "restarting", "exited"))
-        way = rng.choice(("plain", "plain", "user", "command line", "other hub"))
-        if way == "other hub":
-            holder = rng.choice(self.holders)
-            container = self.host.start_server(holder, [device], hub="other", state=state)
-            self._note_container(container, f"{holder.user}", exactly(device))
-            return
-        if way != "plain":
-            owner = rng.choice(self.holders).user
-            labelled = {labels.USER: owner}
-        if way == "command line":
-            labelled[labels.GPU_UUIDS] = device
-            means = both(means, exactly(device))
-        container = self.host.start(f"x{next(self.cuts)}", [claim], labelled, state=state)
-        self._note_container(container, owner, nothing if state == "exited" and way != "command line" else means)
-
-    def a_strangers_container_goes(self, rng: random.Random) -> None:
-        """A stranger's container is removed."""
-        ours = set(self._ours())
-        if container := _pick(rng, (c for c in self.host.containers if c not in ours)):
-            self._remove(container, rng)
-
-    def a_process_starts(self, rng: random.Random) -> None:
-        """Somebody computes on the host itself."""
-        if device := _pick(rng, self.host.devices):
-            self._process(device, "")
-
-    def processes_end(self, rng: random.Random) -> None:
-        """A process ends, or memory that was left behind is given back."""
-        if self.host.processes and rng.random() < 0.7:  # noqa: PLR2004
-            self.host.processes.remove(rng.choice(self.host.processes))
-        if (dirty := _pick(rng, sorted(self.dirty))) is not None:
-            self.dirty.discard(dirty)
-            self.host.memory_used_bytes[dirty] = 0
-
-    def a_stranger_forges_labels(self, rng: random.Random) -> None:
-        """Somebody gives a container the labels of this hub."""
-        if device := _pick(rng, self.host.devices):
-            self._start_server(rng.choice(self.holders), (device,))
-
-    # -- devices and time ---------------------------------------------------------------------------------------------
-
-    def a_device_fails(self, rng: random.Random) -> None:
-        """A device becomes unhealthy, or nobody can tell."""
-        if device := _pick(rng, self.host.devices):
-            self.host.sicken(device, rng.choice((Health.UNHEALTHY, Health.UNKNOWN)))
-
-    def a_device_recovers(self, rng: random.Random) -> None:
-        """A device is healthy again, or is listed again."""
-        for uuid, device in self.host.devices.items():
-            if device.health is not Health.HEALTHY:
-                self.host.sicken(uuid, Health.HEALTHY)
-                return
-        if back := _pick(rng, sorted(self.away)):
-            self.host.devices[back] = self.away.pop(back)
-
-    def a_device_is_not_listed(self, rng: random.Random) -> None:
-        """A device falls off the bus."""
-        if uuid := _pick(rng, self.host.devices):
-            self.away[uuid] = self.host.devices.pop(uuid)
-
-    def an_admin_cuts_a_gpu(self, rng: random.Random) -> None:
-        """The MIG layout of a GPU changes, whoever holds it."""
-        number = rng.choice(sorted({device.index.split(".")[0] for device in self.host.devices.values()} or {"0"}))
-        for uuid, device in list(self.host.devices.items()):
-            if device.index.split(".")[0] == number:
-                del self.host.devices[uuid]
-        self._cut(int(number), rng.choice(LAYOUTS), also_whole=rng.random() < 0.2)  # noqa: PLR2004
+    # -- what admins decide --------------------------------------------------------------------------------------
 
     def an_admin_changes_limits(self, rng: random.Random) -> None:
         """Somebody may have more, or less, than before; who waits is not asked again until it is his turn."""
@@ -294,10 +193,6 @@ class HostLife:
         amount = rng.choice((Fraction(1), Fraction(2)))
         self.limits[user] = replace(self.limits[user], max_gpu_equivalents=amount)
         self.hub.refresh_limits()
-
-    def time_passes(self, rng: random.Random) -> None:
-        """The clock goes on, or is set back."""
-        self.clock.advance(rng.choice((1, 30, 300, 1800, 1800, 1800, -600)))
 
     # -- proof --------------------------------------------------------------------------------------------------------
 
@@ -370,45 +265,6 @@ class HostLife:
         self.hub.release(holder, self.clock())
         self.memory.end(holder, self.clock())
 
-    def _ours(self) -> list[str]:
-        return [c for c, found in self.host.containers.items() if found.labels.get(labels.HUB) == "lab"]
-
-    def _start_server(self, holder: Holder, devices: Sequence[str], *, state: str = "running") -> str:
-        container = self.host.start_server(holder, devices, state=state)
-        self._note_container(container, holder.user, exactly(*devices))
-        return container
-
-    def _note_container(self, container: str, owner: str, means: Means) -> None:
-        self.owners[container], self.means[container] = owner, means
-
-    def _process(self, device: str, container: str) -> None:
-        process = self.host.compute(device, container=container)
-        self.reaches[process.pid] = (device, container)
-
-    def _remove(self, container: str, rng: random.Random, *, clean: bool = False) -> None:
-        """Remove a container; now and then its process or its memory stays for a while."""
-        left = list(self.host.processes)
-        self.host.remove(container)
-        devices = [u for u in self.means.pop(container)(dict(self.host.devices)) if u in self.host.devices]
-        del self.owners[container]
-        if clean or rng.random() < 0.7 or not devices:  # noqa: PLR2004
-            return
-        if rng.random() < 0.5:  # noqa: PLR2004
-            self.host.processes = left
-            return
-        device = rng.choice(sorted(devices))
-        self.dirty.add(device)
-        self.host.memory_used_bytes[device] = 5 * GIB
-
-    def _cut(self, number: int, profiles: Sequence[str], *, also_whole: bool) -> None:
-        cut = next(self.cuts)
-        whole = replace(fake.gpus(number + 1)[number], uuid=f"GPU-{number}")
-        instances = [
-            replace(device, uuid=f"MIG-{number}.{cut}-{n}") for n, device in enumerate(fake.mig(number, profiles))
-        ]
-        for device in (*([whole] if also_whole or not instances else []), *instances):
-            self.host.devices[device.uuid] = device
-
     def _begin_look(self, failure: Callable[[Observation], Observation]) -> None:
         self.memory.looks += 1
         host = self.host
@@ -450,11 +306,9 @@ class HostLife:
         self._save()
 
 
-USERS = frozenset(f"user{n}" for n in range(100))
-
-STEPS: dict[str, int] = {
+STEPS: dict[str, float] = {
     "ask": 10,
-    "ask_again": 4,
+    "ask_again": 6,
     "ask_for_a_cpu_server": 2,
     "cancel": 2,
     "create": 8,
@@ -466,6 +320,12 @@ STEPS: dict[str, int] = {
     "finish_look": 3,
     "look": 14,
     "crash": 1,
+    "an_admin_changes_limits": 2,
+    "time_passes": 8,
+}
+"""What people and hubs do, and how often."""
+
+DISTURBANCES: dict[str, float] = {
     "vanish": 1,
     "a_stranger_starts_a_container": 2,
     "a_strangers_container_goes": 3,
@@ -476,18 +336,19 @@ STEPS: dict[str, int] = {
     "a_device_recovers": 3,
     "a_device_is_not_listed": 1,
     "an_admin_cuts_a_gpu": 1,
-    "an_admin_changes_limits": 1,
-    "time_passes": 8,
 }
+"""What happens to them, and how often."""
+
+
+def steps(rng: random.Random, count: int, *, disturbed: bool) -> list[str]:
+    """Return random steps; on an undisturbed host people mostly compete with each other."""
+    share = 1.0 if disturbed else 0.1
+    often = STEPS | {name: weight * share for name, weight in DISTURBANCES.items()}
+    return rng.choices(list(often), list(often.values()), k=count)
 
 
 def _see_everything(seen: Observation) -> Observation:
     return seen
-
-
-def _pick(rng: random.Random, choices: Iterable[T]) -> T | None:
-    options = list(choices)
-    return rng.choice(options) if options else None
 
 
 def _expect(error: type[Exception], call: Callable[[], object]) -> None:
