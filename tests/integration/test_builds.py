@@ -425,7 +425,7 @@ async def test_no_engine(site: Site) -> None:
         return ""
 
     assert "does not answer" in await refusal()
-    await asyncio.to_thread(site.engine._threads.shutdown)
+    await asyncio.to_thread(site.engine._docker._threads.shutdown)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()  # docker-py does not close a socket that could not be connected
