@@ -24,7 +24,7 @@ from ds01_spawner.core.project import Dockerfile
 pytestmark = pytest.mark.engine
 
 UID = 1_234_501
-CASES = 40
+CASES = 20
 NAMES = ["a", "b.txt", "c.py", "data", "x y", ".hidden", "sub", "näme", "z-1"]
 
 
