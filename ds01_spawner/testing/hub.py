@@ -83,7 +83,6 @@ class Hub:
             self.process.wait()
             self.process = None
 
-
     def end_proxy(self) -> None:
         """End the proxy of a hub that was killed: it is in a session of its own and outlives it."""
         pid_file = self.folder / "proxy.pid"
