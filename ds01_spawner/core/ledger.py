@@ -89,6 +89,7 @@ class Ledger:
         self._judged: dict[str, DeviceStatus] = {}
         self._numbers = 0
         self._looks = 0
+        self._gone: dict[str, int] = {}  # containers of ended leases, and the last look that may still have seen them
         self._seen_look = 0
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -221,6 +222,8 @@ class Ledger:
             del self._servers[holder.user]
         for uuid in entry.lease.devices:
             del self._holders[uuid]
+        if entry.lease.container_id:
+            self._gone[entry.lease.container_id] = self._looks
         self._handover.leave(holder, entry.lease.devices, now, self._looks)
         return entry.lease
 
@@ -311,10 +314,15 @@ class Ledger:
         """Take over containers of ours that carry a lease nobody here remembers, oldest first."""
         changes = []
         bound = self._bound()
+        # A look that began before a container was removed shows it still: that is not one that nobody remembers.
+        self._gone = {container: last for container, last in self._gone.items() if look <= last}
         loose = [
             (found.created_at, container.id, found, container)
             for container in containers
-            if container.id not in bound and (found := self._ours(container)) and not self._is_reserved_for(found)
+            if container.id not in bound
+            and container.id not in self._gone
+            and (found := self._ours(container))
+            and not self._is_reserved_for(found)
         ]
         for _, _, found, container in sorted(loose, key=lambda item: item[:2]):
             entry = self._entries.get(found.holder)

@@ -80,6 +80,7 @@ class Memory:
     asked: dict[Holder, Asked] = field(default_factory=dict)
     held: dict[Holder, Held] = field(default_factory=dict)
     departed: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)  # ended containers: the last look that may show them
     looks: int = 0
     inventory: dict[str, Device] = field(default_factory=dict)
     inventory_known: bool = False
@@ -158,12 +159,15 @@ class Memory:
         held = self.held.pop(holder, None)
         for uuid in held.devices if held else ():
             self.departed[uuid] = self.looks
+        if held and held.bound:
+            self.removed[held.container] = self.looks
 
     def crash(self, now: float) -> None:
         """The hub dies and comes back with nothing but the file and the labels."""
         self.asked.clear()
         self.held.clear()
         self.departed.clear()
+        self.removed.clear()
         self.looks = 0
         self.inventory, self.inventory_known, self.devices, self.outside = {}, False, {}, []
         self.tickets = dict(self.saved)
@@ -204,6 +208,8 @@ class Memory:
     def _adopt(self, look: Seen) -> None:
         for created, container, holder, devices in sorted(look.ours, key=lambda item: item[:2]):
             leased = self.leased()
+            if self.removed.get(container, -1) >= look.number:
+                continue
             if holder in self.held or any(self.share_hardware(a, b) for a in devices for b in leased):
                 continue
             self.held[holder] = Held(devices, created, container, bound=True, look=look.number)

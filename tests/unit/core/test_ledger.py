@@ -668,3 +668,17 @@ class TestValidate:
         del ledger._holders["GPU-0"]
         with pytest.raises(LedgerBroken, match="index"):
             ledger.validate()
+
+
+def test_a_look_from_before_a_removal_brings_no_lease_back(ledger: Ledger, host: Host) -> None:
+    """A container that was removed while a look was under way is not taken for one that nobody remembers."""
+    container = run(ledger, host, ADA, "GPU-0")
+    number = ledger.begin_look()
+    seen = host.observation()
+    host.remove(container)
+    ledger.release(ADA, host.clock())
+    assert not [change for change in ledger.reconcile(seen, number) if change.kind == "adopted"]
+    assert ledger.leases == ()
+    assert "GPU-0" not in ledger.free, "that look still shows the device in use"
+    look(ledger, host)
+    assert set(ledger.free) == {"GPU-0", "GPU-1"}
