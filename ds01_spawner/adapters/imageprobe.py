@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,8 +133,10 @@ class ImageProbe:
             )
 
     def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end, and the connections with the last of them."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
 
     async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
@@ -210,10 +213,11 @@ def _run(
 def _read_logs(client: docker.APIClient, container: str) -> bytes:
     """Return the beginning of what a container printed; the rest of an endless text is never read."""
     output = b""
-    for chunk in client.logs(container, stdout=True, stderr=True, stream=True, follow=False):
-        output += chunk
-        if len(output) > MOST_ANSWER_BYTES:
-            break
+    with closing(client.logs(container, stdout=True, stderr=True, stream=True, follow=False)) as chunks:
+        for chunk in chunks:
+            output += chunk
+            if len(output) > MOST_ANSWER_BYTES:
+                break
     return output[: MOST_ANSWER_BYTES + 1]
 
 

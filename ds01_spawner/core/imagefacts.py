@@ -63,6 +63,7 @@ KERNEL_PACKAGES = frozenset(
         "tornado",
         "traitlets",
         "typing-extensions",
+        "tzdata",
         "wcwidth",
         "zipp",
     }
