@@ -222,8 +222,8 @@ class Allocation:
         refusals = self._admit(rules)
         grants: list[Grant] = []
         if self._entries and self.ledger.free and not withheld:
-            earliest = Expectation(self.ledger, rules, self._idle_since, now).earliest()
-            table = Table(self.ledger.free.values(), earliest, self.ledger.inventory, now)
+            expectation = Expectation(self.ledger, rules, self._idle_since, now)
+            table = Table(self.ledger.free.values(), expectation.earliest, self.ledger.inventory, now)
             try:
                 self._serve(self._line(now), table, rules, grants, refusals)
             except BaseException:
@@ -244,6 +244,7 @@ class Allocation:
     def _admit(self, rules: Rules) -> list[Refused]:
         """Refuse at once what can never be granted: by a limit, or because it does not exist."""
         refusals: list[Refused] = []
+        whole, inventory = self.ledger.whole, self.ledger.inventory
         for entry in tuple(self._entries.values()):
             try:
                 if not self.ledger.inventory_known:
@@ -251,12 +252,12 @@ class Allocation:
                         f"No GPU can be assigned, because none can be read: {self.ledger.seen.problem}"
                         " Launch on the CPU, or tell an administrator."
                     )
-                if not self.ledger.whole or entry.admitted_on is self.ledger.inventory:
+                if not whole or entry.admitted_on is inventory:
                     continue
                 if entry.admitted_on is None:
                     rules.refuse_second(entry.request.holder)
                     rules.check(entry.request, entry.limits, self._held_and_waited_for(entry))
-                entry.admitted_on = self.ledger.inventory
+                entry.admitted_on = inventory
                 rules.refuse_impossible(entry.request, entry.limits)
             except DS01Error as refusal:
                 self.leave(entry.request.holder)

@@ -25,13 +25,18 @@ class Table:
 
     Args:
         free: devices that may be granted now.
-        expected: every other device that exists, with the earliest time at which it could be free.
+        expected: returns every other device that exists, with the earliest time at which it could be free; asked only
+            if something has to be kept.
         inventory: which devices share hardware.
         now: the time.
     """
 
     def __init__(
-        self, free: Iterable[Device], expected: Iterable[tuple[Device, float]], inventory: Inventory, now: float
+        self,
+        free: Iterable[Device],
+        expected: Callable[[], Iterable[tuple[Device, float]]],
+        inventory: Inventory,
+        now: float,
     ) -> None:
         self.now = now
         self._inventory = inventory
@@ -42,8 +47,7 @@ class Table:
         self._counter = 0
         for device in free:
             self._open.setdefault(device.kind, {})[device.uuid] = device
-        for device, at in expected:
-            self._later.setdefault(device.kind, []).append((max(at, now), self._number(), device))
+        self._expected: Callable[[], Iterable[tuple[Device, float]]] | None = expected
 
     @property
     def cleared(self) -> bool:
@@ -85,6 +89,10 @@ class Table:
         """Promise the entry the devices that it could start with first; nobody later may delay that."""
         if not self._inventory.overlaps and not any(self._open.get(kind) for kind in kinds):
             return  # there is nothing to keep, and what is kept already is for somebody earlier
+        if self._expected:
+            for device, at in self._expected():
+                self._expect(device, max(at, self.now))
+            self._expected = None
         options = [promise for kind in kinds if (promise := self._promise(entry, kind))]
         if not options:
             return

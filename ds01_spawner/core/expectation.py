@@ -30,16 +30,16 @@ class Expectation:
         self._idle_since = idle_since
         self._now = now
         self._ends: dict[str, Estimate] = {}
+        self._free = frozenset(ledger.free)
 
     def earliest(self) -> list[tuple[Device, float]]:
-        """Return the devices that are not free, each with the earliest time at which it could be.
+        """Return the devices that were not free at first, each with the earliest time at which it could be.
 
         Where nothing is known, that is any moment.
         """
-        ledger = self._ledger
         found = []
-        for uuid, status in ledger.judged.items():
-            if uuid not in ledger.free and status.exists:
+        for uuid, status in self._ledger.judged.items():
+            if uuid not in self._free and status.exists:
                 at = self.ends(uuid)[0] if status.holder else self._now
                 found.append((status.device, at if math.isfinite(at) else self._now))
         return found

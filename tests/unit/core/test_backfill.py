@@ -27,7 +27,7 @@ def entry(
 
 def table(free: tuple[Device, ...], expected: tuple[tuple[Device, float], ...] = (), now: float = 0.0) -> Table:
     """Return devices on the table."""
-    return Table(free, expected, Inventory([*free, *(device for device, _ in expected)]), now)
+    return Table(free, lambda: expected, Inventory([*free, *(device for device, _ in expected)]), now)
 
 
 def uuids(devices: list[Device]) -> set[str]:
