@@ -491,8 +491,9 @@ async def test_the_probe_is_a_cage(engine: docker.APIClient, probe: ImageProbe, 
     folder = RuntimeFolder(tmp_path).provide("probe.py", b"")
     script = (
         "id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status; ls /sys/class/net; echo $NVIDIA_VISIBLE_DEVICES; "
-        "for file in /x /etc/x /opt/probe/x /dev/x; do touch $file 2>&1 && echo touched; done; ls -d /workspace /var/run/docker.sock 2>&1; "
-        "for i in $(seq 200); do sleep 5 & done 2>&1 | tail -1; python3 -c 'bytearray(2 * 2**30)'; echo exit $?"
+        "for file in /x /etc/x /opt/probe/x /dev/x; do touch $file 2>&1 && echo touched; done; "
+        "ls -d /workspace /var/run/docker.sock 2>&1; for i in $(seq 200); do sleep 5 & done 2>&1 | tail -1; "
+        "python3 -c 'bytearray(2 * 2**30)'; echo exit $?"
     )
     image = image_id(engine, "ds01/debian:13")
     answer = await probe.run(image, ["sh", "-c", script], {folder: "/opt/probe"}, seconds=20)

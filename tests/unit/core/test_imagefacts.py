@@ -94,6 +94,15 @@ def test_any_trial_answer_is_a_result_or_an_error(value: Any) -> None:
     assert result.kernel_image_first is (value is True)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("free_threaded", "no"), ("free_threaded", None), ("bits", "64"), ("glibc", 2.41)]
+)
+def test_a_claim_of_the_wrong_kind_counts_as_the_worse_one(field: str, value: object) -> None:
+    """What is not said plainly is not believed: better a refusal than packages that may not fit."""
+    with pytest.raises(ImageRefused):
+        refuse_facts(parse_probe(answer(PROBE_MARKER, {"schema": 1, **asdict(DEBIAN), field: value})))
+
+
 def test_the_last_answer_counts() -> None:
     """What the image's own start-up code prints before the probe does not replace the probe's answer."""
     forged = answer(PROBE_MARKER, {"schema": 1, **asdict(replace(DEBIAN, version=(3, 9, 0)))})
