@@ -22,6 +22,7 @@ from ds01_spawner.adapters.buildkit import BuildKit
 from ds01_spawner.adapters.buildlock import BuildLocks
 from ds01_spawner.adapters.engine import Engine
 from ds01_spawner.adapters.eventlog import EventLog
+from ds01_spawner.adapters.hostlock import HostLock
 from ds01_spawner.adapters.imageprobe import ImageProbe
 from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
@@ -70,6 +71,8 @@ class Site:
     placement: str
     starts_at_once: int
     docker: Mapping[str, Any]
+    host_lock: Path | None
+    infrastructure: tuple[str, ...]
 
     @cached_property
     def engine(self) -> Engine:
@@ -113,6 +116,8 @@ class Site:
             placement=self.placement,
             limits=self.limits,
             ticket_store=TicketFile(self.state_folder / "queue.json"),
+            host_lock=HostLock(self.host_lock) if self.host_lock else None,
+            infrastructure=self.infrastructure,
         )
 
     @cached_property
@@ -201,6 +206,8 @@ def configure(
     starts_at_once: int | None = None,
     docker: Mapping[str, Any] | None = None,
     culler: Mapping[str, Any] | None = MappingProxyType({}),
+    host_lock: str | Path | None = None,
+    infrastructure: tuple[str, ...] = (),
 ) -> None:
     """Set a hub up for projects: the spawner, its pages, its network, and what JupyterHub must leave to it.
 
@@ -224,6 +231,8 @@ def configure(
         docker: arguments for docker-py's ``APIClient``; the environment decides by default.
         culler: settings of the service that retires idle servers, such as ``{"pass_seconds": 30}``, see
             ``services.culler.settings``; ``None`` for a hub that never retires a server by itself.
+        host_lock: a lock file shared with another allocator of this host; only one of them chooses a device at a time.
+        infrastructure: beginnings of names of containers that see every GPU and use none, such as a metrics exporter.
 
     Raises:
         EngineUnavailable: the hub could not serve anybody; says what to do.
@@ -245,6 +254,8 @@ def configure(
         placement=placement,
         starts_at_once=starts_at_once or os.cpu_count() or 1,
         docker=dict(docker or {}),
+        host_lock=Path(host_lock) if host_lock else None,
+        infrastructure=tuple(infrastructure),
     )
     DS01Spawner.launcher = staticmethod(lambda: site.launcher)
     DS01Spawner.form_source = staticmethod(lambda: site)
