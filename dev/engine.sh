@@ -118,7 +118,7 @@ mirror() {
 unpack_from_trixie() {
     local uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg packages=(docker.io docker-cli containerd docker-buildx)
     local -a private
-    install_packages runc iptables tini ca-certificates
+    install_packages runc iptables iproute2 tini ca-certificates
     if [[ -x $PREFIX/usr/sbin/dockerd && -x $PREFIX/usr/libexec/docker/cli-plugins/docker-buildx ]]; then
         return
     fi

