@@ -296,7 +296,8 @@ class Runtime:
                 f"exit code {answer.exit_code}. Check what `docker run --rm <image> {facts.executable} -c "
                 "'import ssl, sqlite3'` says."
             ) from error
-        self._cache.put(key, asdict(trial))
+        if not trial.cut_short:  # the host may only have been busy
+            self._cache.put(key, asdict(trial))
         return trial
 
     def _recall(self, key: str, read: Callable[[Mapping[str, Any]], T]) -> T | None:

@@ -23,6 +23,9 @@ kernel.import_kernel()
 """
 
 
+cut_short: list[list[str]] = []
+
+
 def attempt(command: list[str]) -> tuple[bool, str]:
     """Return whether a command succeeds, and the last line that it said when not."""
     try:
@@ -35,6 +38,7 @@ def attempt(command: list[str]) -> tuple[bool, str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
+        cut_short.append(command)
         return False, "it took more than %d seconds" % SECONDS
     said = done.stdout.decode("utf-8", "replace").strip().splitlines()
     return done.returncode == 0, "" if done.returncode == 0 or not said else said[-1][:300]
@@ -53,6 +57,7 @@ def main() -> None:
         "kernel_error": kernel_error,
         "server_image_first": server,
         "server_error": server_error,
+        "cut_short": bool(cut_short),
     }
     sys.stdout.write("\n" + MARKER + json.dumps(answer, separators=(",", ":")) + "\n")
 

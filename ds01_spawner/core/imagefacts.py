@@ -151,12 +151,14 @@ class TrialResult:
         kernel_error: why not, as Python said it.
         server_image_first: whether the image's own JupyterLab can be served.
         server_error: why not.
+        cut_short: whether something was given up for want of time, so that another trial may end differently.
     """
 
     kernel_image_first: bool
     kernel_error: str
     server_image_first: bool
     server_error: str
+    cut_short: bool = False
 
 
 # -- reading answers that may be hostile --------------------------------------------------------------------------
@@ -219,6 +221,7 @@ def read_trial(answer: Mapping[str, Any]) -> TrialResult:
         kernel_error=_text(answer.get("kernel_error"), LONGEST_TEXT),
         server_image_first=answer.get("server_image_first") is True,
         server_error=_text(answer.get("server_error"), LONGEST_TEXT),
+        cut_short=answer.get("cut_short") is True,
     )
 
 

@@ -141,6 +141,16 @@ async def test_the_images_own_lab_is_used_when_it_works(tmp_path: Path) -> None:
     assert probe.runs[-1][-1] == "--server"
 
 
+async def test_a_trial_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
+    """A host too busy to finish a trial does not brand the image for ever."""
+    slow = trial_answer(kernel_image_first=False, kernel_error="it took more than 40 seconds", cut_short=True)
+    probe = FakeProbe(python_answer(packages={"tornado": "6.4"}), slow)
+    runtime = make(tmp_path, probe=probe)
+    assert "--own-kernel" in (await runtime.prepare(IMAGE, on_progress=quiet)).argv
+    probe.trial = trial_answer()
+    assert "--own-kernel" not in (await runtime.prepare(IMAGE, on_progress=quiet)).argv
+
+
 async def test_a_spoiled_trial_is_a_refusal(tmp_path: Path) -> None:
     """An image that answers the probe and then not the trial is refused, not guessed at."""
     probe = FakeProbe(python_answer(packages={"tornado": "6"}), FakeAnswer(b"Killed", 137))
