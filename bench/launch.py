@@ -42,7 +42,7 @@ WORKDIR /home/jovyan
 """
 RUNTIME = Path("/var/cache/ds01-tests/runtime")
 PROJECT = "bench"
-HERD_SECONDS = 240
+HERD_SECONDS = 150
 ARMS = ("a", "b", "c")
 
 Act = Callable[[], Awaitable[None]]
