@@ -24,5 +24,8 @@ screenshots: setup ## the pictures in the docs, light and dark
 	@dev/browser.sh
 	@dev/with-engine.sh 13 -- .venv/bin/python docs/screenshots.py
 
+bench: setup ## launch and retire against DockerSpawner, on an idle machine
+	@dev/with-engine.sh 13 -- .venv/bin/python bench/launch.py --rounds 5 --herd
+
 clean: ## remove .venv and every cache of a tool
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
