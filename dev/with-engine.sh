@@ -17,6 +17,10 @@ if ! dev/engine.sh status >/dev/null 2>&1; then
   dev/engine.sh up
 fi
 dev/base-images.sh "${releases[@]}"
+# Orphans of a killed hub are reaped by tini where the machine's first process does not reap (as in many containers): a
+# hub that starts again waits for its old proxy to be gone, and a zombie never is.
+reaper=()
+if command -v tini >/dev/null; then reaper=(tini -s --); fi
 # Ctrl-C reaches the command by itself; this shell only has to outlive it.
 trap : INT
-"$@"
+"${reaper[@]}" "$@"
