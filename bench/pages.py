@@ -21,8 +21,7 @@ import requests
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ds01_spawner.testing.hub import running  # noqa: E402
-from tests.integration.conftest import Site, making_sites  # noqa: E402
+from tests.integration.conftest import Site, running_site  # noqa: E402
 
 CONFIG = ROOT / "tests/browser/hub_config.py"
 PROJECTS = (1, 10, 50)
@@ -121,10 +120,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("The hub acts for several people: run this as root.")
-    with making_sites() as make:
-        site = make(CONFIG)
-        with running(site.hub):
-            pages, loop = measure(site, arguments.times)
+    with running_site(CONFIG) as site:
+        pages, loop = measure(site, arguments.times)
     for name, value in pages.items():
         print(f"{name:16} {value:8.1f} ms")
     print(f"hub's event loop, answers to an empty page: {loop}")

@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))
 from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
 
 from ds01_spawner.core.project import server_name  # noqa: E402
-from ds01_spawner.testing.hub import running  # noqa: E402
 from tests.browser.conftest import (  # noqa: E402
     CONFIG,
     FLAGS,
@@ -29,7 +28,7 @@ from tests.browser.conftest import (  # noqa: E402
     forget_images,
     taken,
 )
-from tests.integration.conftest import Site, making_sites  # noqa: E402
+from tests.integration.conftest import Site, running_site  # noqa: E402
 
 PICTURES = ROOT / "docs/pictures"
 SIZE = {"width": 1100, "height": 760}
@@ -57,14 +56,12 @@ def main() -> None:
     subprocess.run([ROOT / "images/build.sh", "python"], env={**os.environ, "BASE": "ds01/python:13"}, check=True)
     forget_images()
     camera = Camera(PICTURES)
-    with making_sites() as make, sync_playwright() as playwright:
-        site = make(CONFIG)
+    with running_site(CONFIG) as site, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), headless=True, args=FLAGS)
-        with running(site.hub):
-            tutorial(site, browser, camera)
-            waiting(site, browser, camera)
-            failing(site, browser, camera)
-            many(site, browser, camera)
+        tutorial(site, browser, camera)
+        waiting(site, browser, camera)
+        failing(site, browser, camera)
+        many(site, browser, camera)
         browser.close()
 
 

@@ -167,9 +167,10 @@ class DS01Spawner(DockerSpawner):
         return f"http://{launched.address}:{self.port}"
 
     def _show_as(self, display_name: str) -> None:
-        self.orm_spawner.display_name = display_name
-        # Another request would roll the change back, were it not committed before the next wait.
-        self.user.db.commit()
+        if self.orm_spawner.display_name != display_name:
+            self.orm_spawner.display_name = display_name
+            # Another request would roll the change back, were it not committed before the next wait.
+            self.user.db.commit()
 
     async def _order(self, chosen: SpawnOptions) -> Order:
         extra = await self._rendered(self.extra_create_kwargs)

@@ -15,10 +15,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from ds01_spawner.core.project import server_name
-from ds01_spawner.testing.hub import running
-from tests.integration.conftest import Site, docker, make_site, pytest_runtest_makereport
+from tests.integration.conftest import Site, docker, pytest_runtest_makereport, running_site
 
-__all__ = ["Site", "docker", "make_site", "pytest_runtest_makereport"]
+__all__ = ["Site", "docker", "pytest_runtest_makereport"]
 
 CONFIG = Path(__file__).with_name("hub_config.py")
 AXE = Path(__file__).parents[2] / ".venv/lib/axe/node_modules/axe-core/axe.min.js"
@@ -46,11 +45,10 @@ PEOPLE = frozenset(
 
 
 @pytest.fixture(scope="session")
-def site(make_site: Callable[..., Site]) -> Iterator[Site]:
+def site() -> Iterator[Site]:
     """One running hub with limits that can be reached."""
     forget_images()
-    shared = make_site(CONFIG)
-    with running(shared.hub):
+    with running_site(CONFIG) as shared:
         yield shared
     forget_images()
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,71 +92,60 @@ def _free_ports() -> int:
         return port
 
 
-@pytest.fixture(scope="session")
-def make_site() -> Iterator[Callable[..., Site]]:
-    """Make sites, and take away everything of theirs at the end."""
+@contextmanager
+def running_site(config: Path = CONFIG, **environment: str) -> Iterator[Site]:
+    """Run a hub of its own for the block, and take away everything of it at the end.
+
+    Nothing stays for the tests that follow: a server left running would keep its processor time and its device.
+
+    Args:
+        config: the hub's configuration file.
+        environment: on top of what every hub of the tests is told.
+    """
     if os.geteuid() != 0:
         pytest.skip("the hub acts for several people: run the tests as root")
-    with making_sites() as make:
-        yield make
-
-
-@contextmanager
-def making_sites() -> Iterator[Callable[..., Site]]:
-    """Make sites for the block, and take away everything of theirs at its end."""
-    made: list[Site] = []
-    folders: list[Path] = []
-
-    def make(config: Path = CONFIG, **environment: str) -> Site:
-        folder = Path(tempfile.mkdtemp(prefix="ds01-tests-", dir="/var/tmp"))
-        folder.chmod(0o755)  # people reach their homes through it
-        folders.append(folder)
-        port, name, password = _free_ports(), f"ds01-tests-{secrets.token_hex(3)}", secrets.token_hex(8)
-        hub = Hub(
-            config=config,
-            folder=folder,
-            url=f"http://127.0.0.1:{port}",
-            environment={
-                "DS01_TEST_STATE": str(folder),
-                "DS01_TEST_PORT": str(port),
-                "DS01_TEST_HUB": name,
-                "DS01_TEST_PASSWORD": password,
-                "DS01_TEST_RUNTIME": str(RUNTIME),
-                **environment,
-            },
-        )
-        site = Site(hub, name, folder / "people", password)
-        made.append(site)
-        return site
-
+    folder = Path(tempfile.mkdtemp(prefix="ds01-tests-", dir="/var/tmp"))
+    folder.chmod(0o755)  # people reach their homes through it
+    port, name, password = _free_ports(), f"ds01-tests-{secrets.token_hex(3)}", secrets.token_hex(8)
+    hub = Hub(
+        config=config,
+        folder=folder,
+        url=f"http://127.0.0.1:{port}",
+        environment={
+            "DS01_TEST_STATE": str(folder),
+            "DS01_TEST_PORT": str(port),
+            "DS01_TEST_HUB": name,
+            "DS01_TEST_PASSWORD": password,
+            "DS01_TEST_RUNTIME": str(RUNTIME),
+            **environment,
+        },
+    )
     try:
-        yield make
+        with running(hub):
+            yield Site(hub, name, folder / "people", password)
     finally:
-        take_away(made, folders)
-
-
-def take_away(made: list[Site], folders: list[Path]) -> None:
-    """Remove the containers, networks and folders of sites."""
-    for site in made:
-        left = docker("ps", "--all", "--quiet", "--filter", f"label=ds01.hub={site.name}").split()
-        if left:
-            docker("rm", "--force", "--volumes", *left)
-        subprocess.run(["docker", "network", "rm", site.name], capture_output=True, check=False)
-        run_dir = Path("/run/ds01") / site.name
-        workspaces = Workspaces(run_dir)
-        for name in workspaces.mounted():
-            workspaces.unmount(name)
-        if run_dir.exists():
-            run_dir.rmdir()
-    for folder in folders:
+        _take_away(name)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _take_away(name: str) -> None:
+    """Remove the containers, network and mounts of a hub."""
+    left = docker("ps", "--all", "--quiet", "--filter", f"label=ds01.hub={name}").split()
+    if left:
+        docker("rm", "--force", "--volumes", *left)
+    subprocess.run(["docker", "network", "rm", name], capture_output=True, check=False)
+    run_dir = Path("/run/ds01") / name
+    workspaces = Workspaces(run_dir)
+    for mounted in workspaces.mounted():
+        workspaces.unmount(mounted)
+    if run_dir.exists():
+        run_dir.rmdir()
+
+
 @pytest.fixture(scope="session")
-def site(make_site: Callable[..., Site]) -> Iterator[Site]:
+def site() -> Iterator[Site]:
     """One running site, shared by the tests that do not stop or break its hub."""
-    shared = make_site()
-    with running(shared.hub):
+    with running_site() as shared:
         yield shared
 
 

@@ -28,9 +28,8 @@ import requests
 import websocket
 
 from ds01_spawner.core.project import server_name
-from ds01_spawner.testing.hub import running
 
-from .conftest import Site, docker
+from .conftest import Site, docker, running_site
 
 # Launching eleven servers and watching them takes minutes, all of it before the first test.
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -347,12 +346,11 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(make_site: Callable[..., Site]) -> Iterator[Seen]:
+def seen() -> Iterator[Seen]:
     """Launch every case, let both cullers judge, and write down what became of each."""
     token = secrets.token_hex(16)
-    site = make_site(CONFIG, DS01_TEST_OTHER_TOKEN=token)
     with ExitStack() as stack:
-        stack.enter_context(running(site.hub))
+        site = stack.enter_context(running_site(CONFIG, DS01_TEST_OTHER_TOKEN=token))
         port = stack.enter_context(serving("0.0.0.0", {"GET": stream_slowly}))
         asked = stack.enter_context(other_culler(site.hub.url, token))
         listed = cases(port, stack)

@@ -9,16 +9,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 import requests
 
 from ds01_spawner.core.project import container_name, server_name
-from ds01_spawner.testing.hub import running
 
-from .conftest import Site, docker
+from .conftest import Site, docker, running_site
 
 pytestmark = pytest.mark.engine
 
@@ -33,10 +32,9 @@ def eventually(what: Callable[[], object], seconds: float = 60) -> None:
 
 
 @pytest.fixture
-def own_site(make_site: Callable[..., Site]) -> Iterator[Site]:
+def own_site() -> Iterator[Site]:
     """A site of this test's own, whose hub it may stop and kill."""
-    site = make_site()
-    with running(site.hub):
+    with running_site() as site:
         yield site
 
 
@@ -60,7 +58,10 @@ def test_servers_and_their_leases_outlive_a_restart_of_the_hub(own_site: Site) -
 
 @pytest.mark.parametrize("moment", ["Opening", "Creating", "Starting"])
 def test_a_hub_killed_during_a_launch_leaves_nothing_after_its_restart(own_site: Site, moment: str) -> None:
-    """Whatever the step, container and lease are gone once the hub is back, and the project launches again."""
+    """Whatever the step, container and lease are gone once the hub is back, and the project launches again.
+
+    The killed hub's services end with it: they would write the same files as those of the next hub.
+    """
     own_site.project("alice", "killed")
     alice = own_site.person("alice")
     alice.submit("killed")
@@ -69,12 +70,26 @@ def test_a_hub_killed_during_a_launch_leaves_nothing_after_its_restart(own_site:
             if event["message"].startswith(moment) or event.get("ready"):
                 break
     finally:
+        services = _services_of(own_site)
         own_site.hub.kill()
+    assert services, "the portal ran"
+    eventually(lambda: not _services_of(own_site))
     own_site.hub.start()
     eventually(lambda: own_site.container("alice", "killed") == "")
     eventually(lambda: alice.free_devices() == ["4 of 4"])
     assert alice.launch("killed")[-1]["ready"]
     alice.retire("killed")
+
+
+def _services_of(site: Site) -> list[str]:
+    """Return the processes of a hub's services, whoever is their parent by now."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+            if b"ds01_spawner.services." in command and site.name.encode() in environment:
+                found.append(process.name)
+    return found
 
 
 def test_a_cancelled_launch_leaves_nothing(site: Site) -> None:
@@ -216,12 +231,11 @@ def private_engine() -> Iterator[PrivateEngine]:
 
 
 def test_an_engine_that_is_restarted_loses_no_device_and_serves_again(
-    make_site: Callable[..., Site], private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
+    private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the engine is away servers count as running; when it is back, what ended is cleaned up and told."""
     monkeypatch.setenv("DOCKER_HOST", private_engine.address)
-    site = make_site(DOCKER_HOST=private_engine.address)
-    with running(site.hub):
+    with running_site(DOCKER_HOST=private_engine.address) as site:
         site.project("alice", "engine")
         alice = site.person("alice")
         alice.launch("engine")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
+from ds01_spawner.adapters.lifeline import end_with_parent
 from ds01_spawner.core.wording import duration
 from ds01_spawner.errors import DS01Error
 from ds01_spawner.services.culler.serve import assembled, serve
@@ -65,6 +66,7 @@ def _serve() -> int:
     except SettingsRefused as error:
         print(error, file=sys.stderr)
         return MISUSED
+    end_with_parent()
     try:
         asyncio.run(_until_told(settings, url, token))
     except DS01Error as error:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 
+from ds01_spawner.adapters.lifeline import end_with_parent
 from ds01_spawner.errors import DS01Error
 from ds01_spawner.services.portal.serve import serve
 from ds01_spawner.services.portal.settings import VARIABLE, Settings, SettingsRefused
@@ -19,6 +20,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="[%(levelname)1.1s %(asctime)s %(name)s] %(message)s")
     try:
         settings = Settings.from_json(os.environ[VARIABLE])
+        end_with_parent()
         asyncio.run(serve(settings, dict(os.environ)))
     except KeyError as error:
         sys.stderr.write(f"{error} is not set. The hub starts this service; configure() registers it.\n")
