@@ -168,6 +168,8 @@ class Site:
 
     # -- what the spawn form asks -------------------------------------------------------------------------------------
 
+    retire_path = f"services/{portal.SERVICE}/retire"
+
     async def projects(self, user: str) -> tuple[str, ...]:
         """Return the names of a user's projects."""
         return await asyncio.to_thread(lambda: self.workspaces.list_projects(self.people.find(user)))

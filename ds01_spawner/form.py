@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 from jupyterhub.utils import url_path_join
@@ -54,6 +55,10 @@ class Outlook:
 class Source(Protocol):
     """Where the form's facts come from."""
 
+    @property
+    def retire_path(self) -> str:
+        """Where a project is retired, below the site's own address."""
+
     async def projects(self, user: str) -> tuple[str, ...]:
         """Return the names of the user's projects."""
 
@@ -73,12 +78,14 @@ class Row:
         server: the name of its server.
         state: ``"running"``, ``"starting"``, ``"stopping"`` or ``""``.
         url: where its page or its server is.
+        retire: where it is retired, empty when there is nothing to retire or somebody else looks.
     """
 
     name: str
     server: str
     state: str
     url: str
+    retire: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,7 @@ async def render(spawner: Any, source: Source) -> str:
             tags = await source.tags(user, found[0])
         except DS01Error as error:
             problem = problem or str(error)
-    rows = [_row(spawner, name) for name in found]
+    rows = [_row(spawner, name, source.retire_path) for name in found]
     devices = _devices(outlook, Holder(user, server)) if outlook else ()
     return _PAGES.get_template("form.html").render(
         rows=rows,
@@ -238,16 +245,24 @@ def _chosen(asked: Mapping[str, Any], devices: Sequence[Device]) -> str:
     return wanted if wanted in values else CPU
 
 
-def _row(spawner: Any, name: str) -> Row:
+def _row(spawner: Any, name: str, retire_path: str) -> Row:
     server = projects.server_name(name)
-    user = spawner.user
+    user, hub = spawner.user, spawner.hub.base_url
     running = user.spawners.get(server) if server in user.spawners else None
     if running is not None and running.ready:
-        return Row(name, server, "running", user.server_url(server))
+        return Row(name, server, "running", user.server_url(server), _retire_link(spawner, name, retire_path))
     if running is not None and running.pending:
         state = "stopping" if running.pending == "stop" else "starting"
-        return Row(name, server, state, url_path_join(spawner.hub.base_url, "spawn-pending", user.escaped_name, server))
-    return Row(name, server, "", url_path_join(spawner.hub.base_url, "spawn", user.escaped_name, server))
+        return Row(name, server, state, url_path_join(hub, "spawn-pending", user.escaped_name, server))
+    return Row(name, server, "", url_path_join(hub, "spawn", user.escaped_name, server))
+
+
+def _retire_link(spawner: Any, name: str, path: str) -> str:
+    handler = _present_request(spawner)
+    if handler is not None and handler.current_user.name != spawner.user.name:
+        return ""  # the page retires what belongs to whoever opens it, and this is an admin with another's form
+    where = url_path_join(spawner.hub.base_url.removesuffix("hub/"), path)
+    return f"{where}?project={quote(name, safe='')}"
 
 
 def _asked(spawner: Any) -> dict[str, Any]:

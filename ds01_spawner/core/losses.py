@@ -29,15 +29,17 @@ class Losses:
         files: how many files outside ``/workspace`` were added or changed, packages excluded.
         folders: where most of them are, with how many.
         packages: Python packages installed by hand, ``name==version``, sorted.
+        unseen: what could not be seen, one phrase each; nothing is known of it, so it is asked about too.
     """
 
     busy_kernels: int = 0
     files: int = 0
     folders: tuple[tuple[str, int], ...] = ()
     packages: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.busy_kernels or self.files or self.packages)
+        return bool(self.busy_kernels or self.files or self.packages or self.unseen)
 
 
 def find_losses(changed: Iterable[str], busy_kernels: int = 0) -> Losses:

@@ -38,7 +38,7 @@ PEOPLE = frozenset(
         "sven", "tina", "uma", "vera", "will", "xena", "yara", "zoe", "abel",
         "bea", "carl", "dana", "erik", "fred", "gus", "hana", "ines", "jo",
         "kim", "victim", "mallory", "forge", "gets", "linda", "huge", "cspia", "axel-light",
-        "axel-dark", "ben", "cleo", "dora",
+        "axel-dark", "ben", "cleo", "dora", "hugo",
     ]
 )  # fmt: skip
 """Everybody in the browser tests and the screenshots."""
@@ -121,12 +121,32 @@ class Visitor:
         self.page.wait_for_url(f"**/user/{self.user}/{server_name(project)}/lab**", timeout=LAUNCH_MILLISECONDS)
         return self.page
 
+    def inside(self, project: str, command: str) -> None:
+        """Run a shell command in a running project, as a terminal of theirs would."""
+        container = self.site.container(self.user, project, "{{.ID}}")
+        uid = str(self.site.account(self.user).uid)
+        docker("exec", "--user", uid, "--env", f"HOME=/home/{self.user}", container, "sh", "-c", command)
+
+    def install(self, project: str, package: str) -> None:
+        """Install a Python package by hand."""
+        self.inside(project, f"python3 -m pip install --quiet --user {package}")
+
     def retire_all(self) -> None:
         """Retire everything of theirs, without questions."""
         person = self.site.person(self.user)
         for server in list(person.servers()):
             person.api("DELETE", f"/users/{self.user}/servers/{server}")
         wait_for(lambda: not person.servers())
+
+
+def run_cell(page: Page, code: str) -> None:
+    """Open a notebook in JupyterLab, run one cell in it, and return once it computes."""
+    page.get_by_role("button", name="Python 3").or_(page.get_by_text("Python 3").first).first.click(timeout=60_000)
+    page.get_by_text("| Idle").first.wait_for(timeout=60_000)  # a cell that is run before is never run
+    page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Shift+Enter")
+    page.get_by_text("[*]:").first.wait_for(timeout=60_000)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:

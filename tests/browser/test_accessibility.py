@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from .conftest import AXE, PROJECTS, Site, Visitor
+from .conftest import AXE, PROJECTS, Site, Visitor, run_cell
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
@@ -65,3 +65,27 @@ def test_no_page_has_a_serious_fault(site: Site, visit: Callable[..., Visitor], 
     axel.visit(f"/hub/spawn-pending/{user}/slow")
     page.get_by_role("button", name="Cancel").click()
     page.wait_for_url(f"**/hub/spawn/{user}/slow")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_question_before_a_retire_has_no_serious_fault(
+    site: Site, visit: Callable[..., Visitor], scheme: str
+) -> None:
+    """With a busy notebook, files outside the folder and a package; and when nothing would be lost."""
+    user = f"axel-{scheme}"
+    site.project(user, "ask", dockerfile="FROM ds01/python:13\n")
+    axel = visit(user, color_scheme=scheme)
+    page = axel.launch("ask")
+    axel.visit(f"{PROJECTS}retire?project=ask")
+    check(page, "question, nothing to lose")
+    axel.visit(f"/user/{user}/ask/lab")
+    run_cell(page, "import time; time.sleep(600)")
+    axel.inside("ask", "mkdir ~/results; touch ~/results/a")
+    axel.install("ask", "iniconfig")
+    axel.visit("/hub/home")
+    check(page, "home with something to retire")
+    page.get_by_role("link", name="Retire ask").click()
+    expect(page.get_by_text("1 notebook is computing")).to_be_visible()
+    check(page, "question")
+    page.get_by_role("button", name="Retire anyway").click()
+    expect(page.get_by_text("was retired")).to_be_visible()

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 
 from ds01_spawner.core.project import server_name
 
-from .conftest import PROJECTS, Site, Visitor, docker, wait_for
+from .conftest import PROJECTS, Site, Visitor, docker, run_cell, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
@@ -65,17 +65,16 @@ def test_launch_open_and_retire_from_the_page(site: Site, visit: Callable[..., V
 
 
 def test_retire_asks_once_when_something_would_be_lost(site: Site, visit: Callable[..., Visitor]) -> None:
-    """Files outside the folder are counted with their place, and hand-installed packages become a hint."""
+    """Busy notebooks and files elsewhere are counted, with their place; hand-installed packages become a hint."""
     site.project("mona", "busy", dockerfile="FROM ds01/python:13\n")
     mona = visit("mona")
-    mona.launch("busy")
-    container = site.container("mona", "busy", "{{.ID}}")
-    uid = str(site.account("mona").uid)
-    inside = "mkdir ~/results; touch ~/results/a ~/results/b; python3 -m pip install --quiet --user iniconfig"
-    docker("exec", "--user", uid, "--env", "HOME=/home/mona", container, "sh", "-c", inside)
+    run_cell(mona.launch("busy"), "import time; time.sleep(600)")
+    mona.inside("busy", "mkdir ~/results; touch ~/results/a ~/results/b")
+    mona.install("busy", "iniconfig")
     mona.visit()
     mona.page.get_by_role("button", name="Retire busy").click()
     expect(mona.page.get_by_role("heading", name="Retire busy?")).to_be_visible()
+    expect(mona.page.get_by_text("1 notebook is computing")).to_be_visible()
     expect(mona.page.get_by_text("2 files outside")).to_be_visible()
     expect(mona.page.get_by_text("2 in /home/mona/results")).to_be_visible()
     expect(mona.page.get_by_text(re.compile(r"1 Python package installed by hand"))).to_be_visible()
@@ -92,15 +91,74 @@ def test_retire_asks_once_when_something_would_be_lost(site: Site, visit: Callab
     assert "iniconfig==" in (site.account("mona").home / "workspace/busy/Dockerfile").read_text()
 
 
-def test_the_hubs_own_home_page_retires_named_servers(site: Site, visit: Callable[..., Visitor]) -> None:
-    """While the portal is away, the hub's page still shows what runs and retires it."""
+def test_the_hubs_own_pages_retire_with_one_click(site: Site, visit: Callable[..., Visitor]) -> None:
+    """From Home and from the spawn form: one click, no question where nothing would be lost, and back asks nothing."""
     site.project("nils", "plain")
     nils = visit("nils")
+    for where in ("/hub/home", "/hub/spawn"):
+        nils.launch("plain")
+        nils.visit(where)
+        began = time.monotonic()
+        nils.page.get_by_role("link", name="Retire plain").click()
+        expect(nils.page.get_by_text("was retired")).to_be_visible()
+        assert time.monotonic() - began < 8
+        assert site.container("nils", "plain") == ""
+    # A link that comes from anywhere else only asks, however often it is followed.
     nils.launch("plain")
-    nils.visit("/hub/home")
-    nils.page.get_by_role("button", name="Retire plain").click()
-    expect(nils.page.get_by_text("It was retired.")).to_be_visible()
-    assert site.container("nils", "plain") == ""
+    for _ in range(2):
+        nils.visit(f"{PROJECTS}retire?project=plain")
+        expect(nils.page.get_by_text("nothing else would be lost")).to_be_visible()
+    assert site.container("nils", "plain")
+    nils.page.get_by_role("link", name="Keep it running").click()
+    nils.retire_all()
+
+
+def test_the_hubs_own_pages_ask_the_same_question(site: Site, visit: Callable[..., Visitor]) -> None:
+    """A notebook that really computes and a package installed by hand: Home and the spawn form ask, with how many."""
+    site.project("hugo", "deep", dockerfile="FROM ds01/python:13\n")
+    hugo = visit("hugo")
+    page = hugo.launch("deep")
+    run_cell(page, "import time; time.sleep(600)")
+    hugo.install("deep", "iniconfig")
+    for where in ("/hub/home", "/hub/spawn"):
+        hugo.visit(where)
+        page.get_by_role("link", name="Retire deep").click()
+        expect(page.get_by_role("heading", name="Retire deep?")).to_be_visible()
+        expect(page.get_by_text("1 notebook is computing")).to_be_visible()
+        expect(page.get_by_text(re.compile("1 Python package installed by hand"))).to_be_visible()
+        assert site.container("hugo", "deep")
+    page.get_by_role("button", name="Retire anyway").click()
+    expect(page.get_by_text("was retired")).to_be_visible()
+    assert site.container("hugo", "deep") == ""
+    hugo.visit(f"{PROJECTS}p/deep")
+    expect(page.get_by_text(re.compile(r"pip install --no-cache-dir iniconfig=="))).to_be_visible()
+
+
+def test_home_retires_without_javascript(site: Site, visit: Callable[..., Visitor]) -> None:
+    """The link leads to the question, and the question is a plain form."""
+    site.project("ines", "plain")
+    site.person("ines").launch("plain", gpus="0")
+    ines = visit("ines", java_script_enabled=False)
+    ines.visit("/hub/home")
+    ines.page.get_by_role("link", name="Retire plain").click()
+    ines.page.get_by_role("button", name="Retire", exact=True).click()
+    expect(ines.page.get_by_text("was retired")).to_be_visible()
+    assert site.container("ines", "plain") == ""
+
+
+def test_home_retires_while_the_portal_is_away(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Nobody can see then what would be lost: the hub's page says so, asks, and the hub retires."""
+    site.project("jo", "plain")
+    jo = visit("jo")
+    jo.launch("plain")
+    jo.visit("/hub/home")
+    jo.page.route(f"**{PROJECTS}health", lambda route: route.fulfill(status=503))
+    asked: list[str] = []
+    jo.page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+    jo.page.get_by_role("link", name="Retire plain").click()
+    expect(jo.page.get_by_text("It was retired.")).to_be_visible()
+    assert "does not answer" in asked[0]
+    assert site.container("jo", "plain") == ""
 
 
 def test_two_people_see_their_own_at_the_same_time(site: Site, visit: Callable[..., Visitor]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from ds01_spawner import form
 from ds01_spawner.core import options
 from ds01_spawner.core.limits import Held, Limits
+from ds01_spawner.core.project import server_name
 from ds01_spawner.errors import EngineUnavailable
 from ds01_spawner.form import Outlook
 
@@ -27,6 +28,7 @@ class Facts:
     outlook_now: Outlook = FREE
     kept: tuple[str, ...] = ("v1",)
     problem: Exception | None = None
+    retire_path: str = "services/projects/retire"
 
     async def projects(self, user: str) -> tuple[str, ...]:
         """Return the projects."""
@@ -50,6 +52,12 @@ class Request:
     arguments: dict[str, str] = field(default_factory=dict)
     method: str = "GET"
     _finished: bool = False
+    viewer: str = "ada"
+
+    @property
+    def current_user(self) -> SimpleNamespace:
+        """Who looks at the form."""
+        return SimpleNamespace(name=self.viewer)
 
     @property
     def request(self) -> Request:
@@ -172,3 +180,13 @@ def test_one_choice_of_device_becomes_the_apis_options(fields: dict[str, list[st
     """The form's radio buttons and the API's two options mean the same."""
     parsed = options.from_form({"project": ["thesis"], **form.to_options(fields)})
     assert (parsed.gpus, parsed.kind) == (gpus, kind)
+
+
+async def test_a_running_project_is_retired_where_it_can_be_seen_what_would_be_lost() -> None:
+    """The link names the project exactly; an admin who has another's form open gets none: it would be their own."""
+    for viewer in ("ada", "admin"):
+        seen = spawner("", Request(viewer=viewer))
+        seen.user.spawners[server_name("My Project")] = SimpleNamespace(ready=True)
+        html = await form.render(seen, Facts(found=("My Project",)))
+        assert "running" in html
+        assert ('href="/services/projects/retire?project=My%20Project"' in html) is (viewer == "ada")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
 
 from ds01_spawner.adapters.notebook import NotebookAddress, NotebookSilent
 from ds01_spawner.core.activity import Kernel
@@ -13,6 +14,10 @@ from ds01_spawner.core.model import Holder
 from ds01_spawner.errors import EngineUnavailable
 
 LOOK_SECONDS = 3.0
+FILES: Final = "files outside /workspace"
+KERNELS: Final = "notebooks that compute"
+
+T = TypeVar("T")
 
 
 class Containers(Protocol):
@@ -41,7 +46,10 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """Looks before a retire; what cannot be seen in time is not asked about, because a retire must always be possible.
+    """Looks before a retire.
+
+    A look never fails and never takes long, because a retire must always be possible; what could not be seen is not
+    taken for nothing, though: a kernel that leaves its notebook server no processor time is exactly one that computes.
 
     Attributes:
         hub: this hub's name in labels.
@@ -62,23 +70,23 @@ class Leaving:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 found = await self.containers.held_by(self.hub, holder)
-                if not found:
-                    return Losses()
-                paths, busy = await asyncio.gather(self._changes(found[0]), self._busy(found[0]))
-                return find_losses(paths, busy)
         except (TimeoutError, EngineUnavailable):
+            return Losses(unseen=(FILES, KERNELS))
+        if not found:
             return Losses()
-
-    async def _changes(self, container: str) -> tuple[str, ...]:
-        try:
-            return await self.changes.changes(container)
-        except EngineUnavailable:
-            return ()
+        paths, busy = await asyncio.gather(_in_time(self.changes.changes(found[0])), _in_time(self._busy(found[0])))
+        unseen = ((FILES,) if paths is None else ()) + ((KERNELS,) if busy is None else ())
+        return replace(find_losses(paths or (), busy or 0), unseen=unseen)
 
     async def _busy(self, container: str) -> int:
-        try:
-            address = await self.changes.address(container, self.network)
-            kernels = await self.kernels.kernels(address) if address else ()
-        except (NotebookSilent, EngineUnavailable):
-            return 0
-        return sum(kernel.busy for kernel in kernels)
+        address = await self.changes.address(container, self.network)
+        return sum(kernel.busy for kernel in await self.kernels.kernels(address)) if address else 0
+
+
+async def _in_time(look: Awaitable[T]) -> T | None:
+    """Return what was seen, ``None`` when it could not be seen in time."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await look
+    except (TimeoutError, EngineUnavailable, NotebookSilent):
+        return None
