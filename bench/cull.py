@@ -34,7 +34,7 @@ from ds01_spawner.adapters.engine import Engine
 from ds01_spawner.adapters.eventlog import EventLog
 from ds01_spawner.adapters.hub import Hub
 from ds01_spawner.adapters.notebook import Notebooks
-from ds01_spawner.adapters.nvml import SimulatedDevices
+from ds01_spawner.adapters.nvml import SimulatedDevices, simulated_uuid
 from ds01_spawner.adapters.usernotes import UserNotes
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core import labels
@@ -61,7 +61,7 @@ def simulate(count: int, port: int) -> None:
     users = []
     containers = []
     for n in range(count):
-        devices = (f"GPU-simulated-{n}",) if n < DEVICES else ()
+        devices = (simulated_uuid("bench", n),) if n < DEVICES else ()
         record = labels.ServerLabels("bench", Holder(f"u{n}", "p"), "p", "", time.time(), devices, devices)
         state = {"container_id": container_id(n), "url": f"http://127.0.0.1:{port}"}
         server = {"name": "p", "ready": True, "pending": None, "started": now, "last_activity": now, "state": state}
@@ -169,7 +169,7 @@ class Site:
         world = World(
             hub=hub,
             engine=Engine(network="", options=self.engine_options),
-            meter=DeviceMeter(SimulatedDevices(DEVICES)),
+            meter=DeviceMeter(SimulatedDevices("bench", DEVICES)),
             reader=reader,
             find_account=FolderAccounts(self.folder / "people").find,
             limits=lambda user, groups: Limits(),  # noqa: ARG005

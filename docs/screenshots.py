@@ -127,7 +127,7 @@ def tutorial(site: Site, browser: Browser, camera: Camera) -> None:
 def waiting(site: Site, browser: Browser, camera: Camera) -> None:
     """A launch that waits for a device."""
     site.project("ben", "training")
-    with taken(), visitor(site, browser, "ben") as ben:
+    with taken(site), visitor(site, browser, "ben") as ben:
         page = ben.visit(f"/hub/spawn/ben/{server_name('training')}")
         page.get_by_label("Whole GPU").check()
         camera.take(page, "form-full")

@@ -107,7 +107,7 @@ class Site:
     @cached_property
     def allocator(self) -> Allocator:
         """The devices."""
-        devices = SimulatedDevices(self.simulated_gpus) if self.simulated_gpus else Nvml()
+        devices = SimulatedDevices(self.hub, self.simulated_gpus) if self.simulated_gpus else Nvml()
         return Allocator(
             hub=self.hub,
             observe=Observer(devices, self.engine, time.time).observe,
@@ -226,7 +226,8 @@ def configure(
         trusted_images: further local images of the site's own, whose Python may compile package sets.
         network: name of the bridge on which servers live; made when missing.
         subnet: of that bridge, such as ``"172.30.0.0/16"``; the engine chooses one when empty.
-        simulated_gpus: how many made-up devices to hand out instead of NVIDIA's, for a trial without a GPU.
+        simulated_gpus: how many made-up devices to hand out instead of NVIDIA's, for a trial without a GPU; each
+            hub has its own.
         limits_file: YAML file of limits; without it a server gets the defaults and nobody is counted.
         placement: ``packed``, ``spread`` or ``affinity``.
         starts_at_once: how many notebook servers start at the same time; the number of processors by default.

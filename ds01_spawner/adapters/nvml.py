@@ -5,6 +5,7 @@ Sources: NVIDIA's NVML reference and the binding nvidia-ml-py.  ``SimulatedDevic
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -186,26 +187,31 @@ class Nvml:
 class SimulatedDevices:
     """Made-up GPUs for a machine without NVIDIA: the demo, and tests.  Every name says that they are simulated.
 
+    Each hub has its own: what another hub on this host does with its simulated devices is none of this one's business.
+
     Args:
+        hub: the hub's name.
         count: how many whole GPUs.
         memory_bytes: memory of each.
         mig_profiles: instances of one more simulated GPU, such as ``("1g.5gb", "2g.10gb")``.
     """
 
-    def __init__(self, count: int, *, memory_bytes: int = 40 * 1024**3, mig_profiles: Sequence[str] = ()) -> None:
+    def __init__(
+        self, hub: str, count: int, *, memory_bytes: int = 40 * 1024**3, mig_profiles: Sequence[str] = ()
+    ) -> None:
         whole = [
-            Device(uuid=f"GPU-simulated-{n}", name="Simulated GPU", memory_bytes=memory_bytes, index=str(n))
+            Device(uuid=simulated_uuid(hub, n), name="Simulated GPU", memory_bytes=memory_bytes, index=str(n))
             for n in range(count)
         ]
         instances = [
             Device(
-                uuid=f"MIG-simulated-{count}-{n}",
+                uuid=f"{simulated_uuid(hub, count).replace('GPU', 'MIG')}-{n}",
                 name="Simulated GPU",
                 memory_bytes=int(profile.partition(".")[2].removesuffix("gb")) * 1024**3,
                 index=f"{count}.{n}",
                 mig_profile=profile,
                 mig_slices=int(profile.partition("g.")[0]),
-                parent=f"GPU-simulated-{count}",
+                parent=simulated_uuid(hub, count),
             )
             for n, profile in enumerate(mig_profiles)
         ]
@@ -219,6 +225,12 @@ class SimulatedDevices:
         """Return 0 for a whole device, because nothing can compute on it; like NVML, nothing for a MIG instance."""
         del seconds
         return 0.0 if any(device.uuid == uuid and not device.mig_profile for device in self._devices) else None
+
+
+def simulated_uuid(hub: str, number: int) -> str:
+    """Return the UUID of a hub's simulated GPU."""
+    # A digest, because the beginning of a UUID names the device too, and one hub's name may begin like another's.
+    return f"GPU-simulated-{hashlib.sha256(hub.encode()).hexdigest()[:8]}-{number}"
 
 
 def _unreadable(problem: str) -> DeviceLook:

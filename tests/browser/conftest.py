@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from ds01_spawner.adapters.nvml import simulated_uuid
 from ds01_spawner.core.project import server_name
 from tests.integration.conftest import Site, docker, pytest_runtest_makereport, running_site
 
@@ -177,14 +178,14 @@ def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Visitor]]:
 @pytest.fixture
 def devices_taken(site: Site) -> Iterator[None]:
     """Every device of the host is somebody else's for the test's duration."""
-    with taken():
+    with taken(site):
         yield
 
 
 @contextmanager
-def taken() -> Iterator[None]:
-    """Hold every simulated device with a container that is not the hub's."""
-    uuids = ",".join(f"GPU-simulated-{number}" for number in range(4))
+def taken(site: Site) -> Iterator[None]:
+    """Hold every simulated device of a site with a container that is not the hub's."""
+    uuids = ",".join(simulated_uuid(site.name, number) for number in range(4))
     holder = docker("run", "--detach", "--label", f"ds01.gpu.uuids={uuids}", "ds01/debian:13", "sleep", "600")
     try:
         yield

@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pynvml
 import pytest
 
-from ds01_spawner.adapters.nvml import DeviceLook, Nvml, SimulatedDevices
+from ds01_spawner.adapters.nvml import DeviceLook, Nvml, SimulatedDevices, simulated_uuid
+from ds01_spawner.core.claims import Inventory
 from ds01_spawner.core.model import Health
 from ds01_spawner.testing import nvml as fakes
 
@@ -118,7 +120,7 @@ async def test_every_session_is_closed(make: Callable[[], fakes.FakeNvml], tmp_p
 
 async def test_simulated_devices_look_like_real_ones() -> None:
     """Simulated devices satisfy the same contract, and their names say what they are."""
-    simulated = SimulatedDevices(2, mig_profiles=("1g.5gb", "2g.10gb"))
+    simulated = SimulatedDevices("lab", 2, mig_profiles=("1g.5gb", "2g.10gb"))
     look = await simulated.look()
     check(look)
     assert [device.index for device in look.devices] == ["0", "1", "2.0", "2.1"]
@@ -126,3 +128,22 @@ async def test_simulated_devices_look_like_real_ones() -> None:
     assert await simulated.utilisation(look.devices[0].uuid, 10) == 0
     assert await simulated.utilisation(look.devices[2].uuid, 10) is None
     assert await simulated.utilisation("GPU-x", 10) is None
+
+
+@pytest.mark.parametrize("other", ["lab", "lab-0", "lab-1", "labs", "la", "Lab", ""])
+async def test_simulated_devices_of_two_hubs_are_different_ones(other: str) -> None:
+    """Whatever two hubs on a host are called, what one holds occupies nothing of the other's; of its own it does."""
+    mine = (await SimulatedDevices("lab", 12, mig_profiles=("1g.5gb",)).look()).devices
+    theirs = (await SimulatedDevices(other, 12, mig_profiles=("1g.5gb",)).look()).devices
+    assert mine is not None
+    assert theirs is not None
+    inventory = Inventory(mine)
+    for device in theirs:
+        for claim in (device.uuid, f"nvidia.com/gpu={device.uuid}"):
+            assert inventory.resolve(claim) == ({device.uuid} if other == "lab" else set())
+
+
+def test_a_simulated_device_has_a_name_that_cdi_allows() -> None:
+    """A CDI device's name begins and ends with a letter or a digit, whatever the hub is called."""
+    for hub in ("lab", "", "ein Büro, mit Komma!", "x" * 300):
+        assert re.fullmatch(r"[A-Za-z0-9][\w.:-]*[A-Za-z0-9]", simulated_uuid(hub, 0), re.ASCII)

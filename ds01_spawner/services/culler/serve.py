@@ -51,7 +51,7 @@ async def assembled(settings: Settings, hub_url: str, token: str) -> AsyncIterat
     inspector = EngineInspector(settings.docker)
     notebooks = Notebooks()
     engine = Engine(network="", options=dict(settings.docker))
-    meter = DeviceMeter(SimulatedDevices(settings.simulated_gpus) if settings.simulated_gpus else Nvml())
+    meter = DeviceMeter(SimulatedDevices(settings.hub, settings.simulated_gpus) if settings.simulated_gpus else Nvml())
     reader = ActivityReader(inspector, notebooks)
     threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="homes")
     people = FolderAccounts(settings.people_folder) if settings.people_folder else LinuxAccounts()

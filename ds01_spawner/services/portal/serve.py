@@ -77,7 +77,7 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
     options = dict(settings.docker)
     state = settings.state_folder
     engine = Engine(network=settings.network, options=options, simulated=bool(settings.simulated_gpus))
-    devices = SimulatedDevices(settings.simulated_gpus) if settings.simulated_gpus else Nvml()
+    devices = SimulatedDevices(settings.hub, settings.simulated_gpus) if settings.simulated_gpus else Nvml()
     looker = Allocator(
         hub=settings.hub,
         observe=Observer(devices, engine, time.time).observe,
