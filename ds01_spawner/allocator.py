@@ -1,8 +1,8 @@
 """Hands out the devices of this host: one allocator per hub, whose steps never overlap.
 
 A request enters the queue; one task looks at the host, decides (``core.allocation``), and wakes whoever got something.
-It looks again after every release, every cancel and every change of the limits, and now and then by itself, because
-containers of others come and go without telling anybody.  Forty requests that arrive together are served by one look.
+It looks again after every release and every cancel, and now and then by itself, because containers of others come and
+go, and admins edit limits, without telling anybody.  Forty requests that arrive together are served by one look.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 QUIET_SECONDS = 60.0
 LOOK_TIMEOUT_SECONDS = 60.0
 SAVE_SECONDS = 300.0
+
+# What is done for everybody who waits is done for so many at a time, in a few milliseconds: the hub serves its pages
+# from the same loop.
+_AT_A_TIME = 50
 
 _EVENTS = {
     "set-aside": "gpu.set_aside",
@@ -111,6 +115,7 @@ class Allocator:
         record: writes an event: ``record(kind, user=…, server=…, **facts)``.
         placement: ``packed``, ``spread`` or ``affinity``.
         limits: a user's limits by login name and groups; ``None`` when the site has none.
+        limits_revision: returns the same object for as long as nobody's limits were changed.
         idle_since: since when a lease's server is idle, for estimates; ``None`` when it is not or nobody knows.
         ticket_store: keeps places in the queue over a restart of the hub.
         host_lock: shared with other allocators of this host.
@@ -131,6 +136,7 @@ class Allocator:
         record: Callable[..., None],
         placement: str = "packed",
         limits: LimitsOf | None = None,
+        limits_revision: Callable[[], object] = lambda: None,
         idle_since: IdleSince | None = None,
         ticket_store: TicketStore | None = None,
         host_lock: HostLock | None = None,
@@ -146,6 +152,8 @@ class Allocator:
         self._record = record
         self._ticket_store = ticket_store
         self._host_lock = host_lock
+        self._limits_revision = limits_revision
+        self._revision = limits_revision()
         self._recheck_seconds = recheck_seconds
         self._ledger = Ledger(
             hub,
@@ -238,11 +246,6 @@ class Allocator:
     def expected_starts(self) -> dict[str, Estimate | None]:
         """Return, as of the last look, when somebody who asks for one device of a kind now would get it."""
         return self._allocation.expected_starts(self._clock())
-
-    def limits_changed(self) -> None:
-        """Read the limits of those who wait again, and look whether somebody can be served now."""
-        self._allocation.refresh_limits()
-        self._looker.ask()
 
     def validate(self) -> None:
         """Derive every rule of the ledger and the queue again.
@@ -372,6 +375,7 @@ class Allocator:
                 except DevicesUnavailable as error:
                     withheld = str(error)
             async with self._looking:
+                await self._heed_limits()
                 look = self._ledger.begin_look()
                 seen = await self._see()
                 decision = self._allocation.decide(seen, look, self._clock(), withheld)
@@ -379,6 +383,17 @@ class Allocator:
                 self._carry_out(decision)
                 if not locked:
                     self._tell_all()
+
+    async def _heed_limits(self) -> None:
+        """Once the limits were changed, let everybody who waits be judged by the new ones."""
+        revision = self._limits_revision()
+        if revision is self._revision:
+            return
+        self._revision = revision
+        for number, entry in enumerate(self._allocation.entries, 1):
+            self._allocation.admit_again(entry)
+            if number % _AT_A_TIME == 0:
+                await asyncio.sleep(0)
 
     async def _see(self) -> Observation:
         try:

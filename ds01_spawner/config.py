@@ -95,10 +95,15 @@ class Site:
         return EventLog(self.state_folder / "events.jsonl")
 
     @cached_property
+    def policy(self) -> LimitsFile | None:
+        """What the limits file says, ``None`` without one."""
+        return LimitsFile(self.limits_file, recorder=self.events) if self.limits_file else None
+
+    @cached_property
     def limits(self) -> Callable[[str, Any], Limits]:
         """What a user may have."""
-        if self.limits_file is not None:
-            return LimitsFile(self.limits_file, recorder=self.events).limits
+        if self.policy:
+            return self.policy.limits
         unlimited = Policy(
             defaults=Limits(max_gpu_equivalents=None, max_gpu_slots_per_container=None, max_containers_per_user=None)
         )
@@ -108,6 +113,7 @@ class Site:
     def allocator(self) -> Allocator:
         """The devices."""
         devices = SimulatedDevices(self.hub, self.simulated_gpus) if self.simulated_gpus else Nvml()
+        policy = self.policy
         return Allocator(
             hub=self.hub,
             observe=Observer(devices, self.engine, time.time).observe,
@@ -115,6 +121,7 @@ class Site:
             record=self.events.record,
             placement=self.placement,
             limits=self.limits,
+            limits_revision=lambda: policy.policy if policy else None,
             ticket_store=TicketFile(self.state_folder / "queue.json"),
             host_lock=HostLock(self.host_lock) if self.host_lock else None,
             infrastructure=self.infrastructure,

@@ -190,11 +190,10 @@ class Allocation:
             self._remember(lease)
         return lease
 
-    def refresh_limits(self) -> None:
-        """Read the limits of everybody who waits again."""
-        rules = self._rules()
-        for entry in self._entries.values():
-            entry.limits = rules.limits_of(entry.request.holder.user)
+    def admit_again(self, entry: Entry) -> None:
+        """Read the limits of somebody who waits again, and let the next decision refuse what they do not allow."""
+        entry.limits = self._rules().limits_of(entry.request.holder.user)
+        entry.admitted_on = None
 
     # -- deciding ---------------------------------------------------------------------------------------------------
 

@@ -188,11 +188,13 @@ class HostLife(HostWorld):
     # -- what admins decide --------------------------------------------------------------------------------------
 
     def an_admin_changes_limits(self, rng: random.Random) -> None:
-        """Somebody may have more, or less, than before; who waits is not asked again until it is his turn."""
+        """Somebody may have more, or less, than before, and so may those who wait."""
         user = rng.choice(sorted(self.limits))
         amount = rng.choice((Fraction(1), Fraction(2)))
         self.limits[user] = replace(self.limits[user], max_gpu_equivalents=amount)
-        self.hub.refresh_limits()
+        for entry in self.hub.entries:
+            self.hub.admit_again(entry)
+            self.memory.asked[entry.request.holder].admitted = False
 
     # -- proof --------------------------------------------------------------------------------------------------------
 

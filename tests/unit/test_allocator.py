@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 import random
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import pytest
 
 from ds01_spawner import allocator as allocator_module
 from ds01_spawner.adapters.hostlock import HostLock
+from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.allocator import Allocator, Reservation
 from ds01_spawner.core import allocation
@@ -84,6 +86,13 @@ async def lab() -> AsyncIterator[Lab]:
     for allocator in lab.allocators:
         allocator.validate()
         await allocator.close()
+
+
+def edit(folder: Path, defaults: str) -> Path:
+    """Write a limits file with these defaults, as an editor does that replaces it."""
+    (folder / "new").write_text(f"defaults:\n  {defaults}\n")
+    os.utime(folder / "new", (1, 1))
+    return (folder / "new").rename(folder / "limits.yaml")
 
 
 async def free(allocator: Allocator) -> set[str]:
@@ -425,10 +434,57 @@ class TestLimits:
         await lab.waits(allocator, "ada")
         limits["ada"] = Limits(max_gpu_equivalents=Fraction(0))
         lab.host.remove(stranger)
-        allocator.limits_changed()
+        await allocator.look()
         with pytest.raises(LimitReached):
             await asyncio.wait_for(task, 5)
         assert await free(allocator) == {"GPU-0", "GPU-1"}
+
+    async def test_a_raised_limit_reaches_who_waits(self, lab: Lab, tmp_path: Path) -> None:
+        """An edit of the limits file is seen at the next look, and whoever may have what is free now gets it."""
+        lab.host.devices |= {device.uuid: device for device in mig(2, ["1g.5gb"])}
+        stranger = lab.host.start("train", ["MIG-2-0"])
+        limits = LimitsFile(edit(tmp_path, "allow_full_gpu: false"))
+        allocator = lab.allocator(limits=limits.limits, limits_revision=lambda: limits.policy)
+        task = asyncio.create_task(lab.launch(allocator, "ada", kind=""))
+        await lab.waits(allocator, "ada")  # for the instance, although whole GPUs are free
+        edit(tmp_path, "allow_full_gpu: true")
+        await allocator.look()
+        await asyncio.wait_for(task, 5)
+        assert stranger in lab.host.containers
+
+    async def test_a_lowered_limit_reaches_who_waits(self, lab: Lab, tmp_path: Path) -> None:
+        """Whoever waits for what is not allowed any more is told so at the next look, and nobody else is."""
+        limits = LimitsFile(edit(tmp_path, "max_gpu_slots_per_container: 2\n  max_gpu_equivalents: 2"))
+        allocator = lab.allocator(limits=limits.limits, limits_revision=lambda: limits.policy)
+        lab.host.start("train", ["all"])
+        users = [f"user{n}" for n in range(2 * allocator_module._AT_A_TIME + 1)]  # more than one portion
+        small = [asyncio.create_task(lab.launch(allocator, user)) for user in users]
+        large = [asyncio.create_task(lab.launch(allocator, f"large {user}", 2)) for user in users]
+        await lab.waits(allocator, f"large {users[-1]}")
+        edit(tmp_path, "max_gpu_slots_per_container: 2\n  max_gpu_equivalents: 1")
+        await allocator.look()
+        done = await asyncio.wait_for(asyncio.gather(*large, return_exceptions=True), 5)
+        for refused in done:
+            assert isinstance(refused, LimitReached)
+            assert "asked for 2 GPU-equivalents, and you may hold 1" in str(refused)
+        assert not any(task.done() for task in small)
+        for task in small:
+            task.cancel()
+        await asyncio.gather(*small, return_exceptions=True)
+
+    async def test_a_bad_edit_changes_nothing_for_who_waits(self, lab: Lab, tmp_path: Path) -> None:
+        """A file that cannot be used leaves the last good limits, and those who wait by them, as they are."""
+        limits = LimitsFile(edit(tmp_path, "max_gpu_equivalents: 1"))
+        allocator = lab.allocator(limits=limits.limits, limits_revision=lambda: limits.policy)
+        stranger = lab.host.start("train", ["all"])
+        task = asyncio.create_task(lab.launch(allocator, "ada"))
+        await lab.waits(allocator, "ada")
+        edit(tmp_path, "max_gpu_equivalents: nan")
+        await allocator.look()
+        assert limits.problem
+        lab.host.remove(stranger)
+        await allocator.look()
+        await asyncio.wait_for(task, 5)
 
     async def test_any_kind_keeps_to_what_is_left(self, lab: Lab) -> None:
         """Who may have three sevenths and takes any device gets an instance, not a whole GPU."""

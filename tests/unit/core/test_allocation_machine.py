@@ -218,6 +218,11 @@ def limits_are_not_checked_again(patch: Any) -> None:
     patch.setattr(Allocation, "_serve", serve)
 
 
+def changed_limits_are_not_heard(patch: Any) -> None:
+    """Who waits is judged by the limits of when he asked, until it is his turn."""
+    patch.setattr(Allocation, "admit_again", lambda *_: None)
+
+
 def patience_is_ignored(patch: Any) -> None:
     """Whoever has waited longest has no more right than others."""
     original = queue.order
@@ -267,6 +272,7 @@ BUGS: tuple[Callable[[Any], None], ...] = (
     nothing_is_kept_for_the_first,
     kept_devices_are_lent_for_any_time,
     limits_are_not_checked_again,
+    changed_limits_are_not_heard,
     patience_is_ignored,
     use_does_not_count,
     places_are_lost_in_a_crash,
