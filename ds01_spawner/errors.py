@@ -13,6 +13,7 @@ DS01Error
     ├── HubUnavailable      the hub did not answer a service, or refused what it may do
     ├── AccountUnavailable  the user's account or home folder cannot be used
     ├── RuntimeUnavailable  the notebook runtime for a Python version cannot be made
+    ├── SiteMisconfigured   the site's configuration would break a promise of every launch
     ├── LimitsFileInvalid   the limits file cannot be used; carries every problem with its line
     ├── DevicesUnavailable  devices exist, but nothing safe can be said about them now, so none is granted
     ├── LedgerBroken        a step would have broken a rule of the ledger; nothing was changed
@@ -159,6 +160,12 @@ class LedgerBroken(Fault):
     """A step would have broken a rule of the ledger, which means a defect of the program; nothing was changed."""
 
     reason = "ledger-broken"
+
+
+class SiteMisconfigured(Fault):
+    """The site's configuration would break a promise of every launch; the text names the trait and the key."""
+
+    reason = "site-misconfigured"
 
 
 class LimitsFileInvalid(Fault):

@@ -21,6 +21,7 @@ from docker.types import Mount as DockerMount
 
 from ds01_spawner.adapters.dockerclient import DockerClient
 from ds01_spawner.adapters.gpuclaims import CDI_KIND, cdi_devices, device_claims
+from ds01_spawner.adapters.siteextras import add_to_create, add_to_host
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer, add_account
 from ds01_spawner.core.model import Container, Holder
@@ -206,6 +207,9 @@ class Engine:
             server: what the container is.
             extra: the site's own additions to the engine's create call.
             extra_host: the site's own additions to its host configuration.
+
+        Raises:
+            SiteMisconfigured: the additions would replace what the launch decides.
         """
         return await self._docker.call(lambda client: self._create(client, server, extra, extra_host))
 
@@ -250,10 +254,9 @@ class Engine:
             "user": f"{server.uid}:{server.gid}",
             "working_dir": server.working_dir,
             "labels": dict(server.labels),
-            "host_config": client.create_host_config(**{**host, **extra_host}),
-            **extra,
+            "host_config": client.create_host_config(**add_to_host(host, extra_host)),
         }
-        container = _create(client, create)
+        container = _create(client, add_to_create(create, extra))
         try:
             client.put_archive(container, "/", self._account_files(client, container, server))
         except BaseException:

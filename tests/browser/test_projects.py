@@ -236,7 +236,7 @@ def test_without_the_portal_the_spawn_form_still_works(site: Site, visit: Callab
 
 def portal_of(hub: int) -> int:
     """Return the process id of a hub's portal."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines()[1:]:
         pid, parent, command = line.split(None, 2)
         if int(parent) == hub and "ds01_spawner.services.portal" in command:

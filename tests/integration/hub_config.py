@@ -24,6 +24,13 @@ c.Authenticator.admin_users = {"root-of-the-lab"}
 
 c.Spawner.poll_interval = 2
 
+# What a site may add to every container.
+(state / "shared").mkdir(exist_ok=True)
+c.DS01Spawner.read_only_volumes = {str(state / "shared"): "/data"}
+c.DS01Spawner.environment = {"SITE_NAME": "the lab"}
+c.DS01Spawner.extra_create_kwargs = {"labels": {"org.lab.room": "{username}", "ds01.managed": "false"}}
+c.DS01Spawner.extra_host_config = {"ulimits": [{"Name": "nofile", "Soft": 2048, "Hard": 2048}]}
+
 configure(
     c,
     hub=os.environ["DS01_TEST_HUB"],

@@ -112,7 +112,7 @@ def test_a_cancelled_launch_leaves_nothing(site: Site) -> None:
 
 
 def _host_processes() -> str:
-    return subprocess.run(["ps", "-eo", "args"], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["ps", "-ww", "-eo", "args"], check=True, capture_output=True, text=True).stdout
 
 
 def test_a_container_removed_behind_the_hubs_back_frees_its_device_and_its_user_is_told(site: Site) -> None:

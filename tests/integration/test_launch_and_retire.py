@@ -68,6 +68,24 @@ def test_the_container_is_what_the_design_promises(site: Site) -> None:
         carol.retire("2024-run")
 
 
+def test_a_site_adds_to_every_container_but_never_to_who_holds_it(site: Site) -> None:
+    """Shared folders, environment, labels and limits of the site's own come beside ours, and ours win."""
+    (site.hub.folder / "shared" / "corpus.txt").write_text("shared\n")
+    site.project("gil", "shared")
+    gil = site.person("gil")
+    gil.launch("shared", gpus="0")
+    try:
+        assert run_code(site, "gil", "shared", "cat /data/corpus.txt") == "shared"
+        assert "Read-only" in run_code(site, "gil", "shared", "touch /data/x 2>&1 || true")
+        assert run_code(site, "gil", "shared", "ulimit -n") == "2048"
+        assert (
+            run_code(site, "gil", "shared", "tr '\\0' '\\n' </proc/1/environ | grep SITE_NAME") == "SITE_NAME=the lab"
+        )
+        assert site.container("gil", "shared", '{{.Label "org.lab.room"}} {{.Label "ds01.managed"}}') == "gil true"
+    finally:
+        gil.retire("shared")
+
+
 def test_pip_install_works_inside_and_is_gone_after_retire(site: Site) -> None:
     """Containers are temporary: what was installed by hand goes with them."""
     site.project("dora", "pip", dockerfile="FROM ds01/python:13\n")
