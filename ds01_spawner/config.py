@@ -133,7 +133,7 @@ class Site:
         return Runtime(
             folder=RuntimeFolder(self.runtime_folder),
             packages=UvPackages(),
-            probe=ImageProbe(self.docker or None),
+            probe=ImageProbe(self.docker),
             cache=ProbeCache(self.state_folder / "images.json"),
             trusted_images=(self.default_image, *self.trusted_images),
         )

@@ -62,5 +62,7 @@ class DockerClient:
             return self._client
 
     def close(self) -> None:
-        """Let running calls end and take no more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let running calls end, take no more, and close the connections."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()

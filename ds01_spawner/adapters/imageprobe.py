@@ -6,19 +6,18 @@ time, and runs as nobody. It is removed whatever happens; one that outlived its 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
 import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import LogConfig, Mount, Ulimit
 
+from ds01_spawner.adapters.dockerclient import DockerClient
 from ds01_spawner.adapters.packages import COMPILE
 from ds01_spawner.core.imagefacts import MOST_ANSWER_BYTES, ImageSettings
 from ds01_spawner.errors import EngineUnavailable, ImageRefused, RuntimeUnavailable
@@ -55,13 +54,11 @@ class ImageProbe:
     """Looks into images with short-lived containers.
 
     Args:
-        options: arguments for ``docker.APIClient``; the environment (``DOCKER_HOST``) decides when ``None``.
+        options: arguments for ``docker.APIClient``; the environment (``DOCKER_HOST``) decides when empty.
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self._options = dict(options) if options is not None else docker.utils.kwargs_from_env()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="imageprobe")
-        self._client: docker.APIClient | None = None
+        self._docker = DockerClient("imageprobe", THREADS, options)
 
     async def image_id(self, reference: str) -> str:
         """Return the content id of a local image.
@@ -132,24 +129,17 @@ class ImageProbe:
             )
 
     def close(self) -> None:
-        """Let the threads end, and the connections with the last of them."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        if self._client is not None:
-            self._client.close()
+        """Let running probes end and take no more."""
+        self._docker.close()
 
     async def _call(self, work: Callable[[docker.APIClient], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
-
-    def _guarded(self, work: Callable[[docker.APIClient], T]) -> T:
         try:
-            if self._client is None:
-                self._client = docker.APIClient(**{"version": "auto", **self._options})
-            return work(self._client)
+            return await self._docker.call(work)
         except ImageNotFound as error:
             raise ImageRefused(
                 "This project's image was removed meanwhile. Launch again, and it is built anew."
             ) from error
-        except (DockerException, requests.exceptions.RequestException) as error:
+        except NotFound as error:
             raise EngineUnavailable(f"Docker Engine did not let the project's image be examined: {error}") from error
 
 

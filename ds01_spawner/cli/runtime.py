@@ -31,7 +31,7 @@ def open_runtime(
         folder: where the package sets live.
         state: folder of the hub's own files; what is known about images is kept there.
         trusted_images: local images of the site's own, see ``Runtime``.
-        engine: arguments for ``docker.APIClient``; the environment decides when ``None``.
+        engine: arguments for ``docker.APIClient``; the environment decides when empty.
     """
     return Runtime(
         folder=RuntimeFolder(folder),
