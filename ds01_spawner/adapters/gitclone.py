@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.buildprogress import clean_line
@@ -24,10 +25,12 @@ from ds01_spawner.core.project import quoted
 from ds01_spawner.errors import InvalidOptions, ProjectRefused
 
 SECONDS_MAX: Final = 300.0
+TIDY_SECONDS: Final = 5.0
 FILE_BYTES_MAX: Final = 2 * 2**30
 _URL: Final = re.compile(r"https://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?/[A-Za-z0-9._~/%+@-]{1,500}")
 _SAID_LINES: Final = 6
 _HTTPS_PORT: Final = 443
+_NOWHERE: Final = "192.0.2.1"  # of a range that is kept for examples
 
 
 def check_address(url: str) -> str:
@@ -56,8 +59,9 @@ async def clone(account: Account, folder: int, url: str) -> None:
         ProjectRefused: it could not be cloned; says what git said.
     """
     host, port = urlsplit(check_address(url)).hostname or "", urlsplit(url).port or _HTTPS_PORT
-    proxied = any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY"))
-    pinned = "" if proxied else await asyncio.to_thread(_resolve, host, port)
+    # Whether the proxy is used is settled here: git and curl read no_proxy in ways of their own.
+    proxy = "" if proxy_bypass(host) else getproxies().get("https", "")
+    pinned = await asyncio.to_thread(_resolve, host, port, is_proxied=bool(proxy))
     settings = {
         "protocol.allow": "never",
         "protocol.https.allow": "always",
@@ -66,7 +70,10 @@ async def clone(account: Account, folder: int, url: str) -> None:
         "core.hooksPath": "/dev/null",
         "core.symlinks": "true",
         "transfer.fsckObjects": "true",
-        **({"http.curloptResolve": f"{host}:{port}:{pinned}"} if pinned else {}),
+        # Mistakes of old programs that harm nobody and are in the history of much that people clone.
+        "fetch.fsck.badTimezone": "ignore",
+        "fetch.fsck.zeroPaddedFilemode": "ignore",
+        "http.curloptResolve": f"{host}:{port}:{pinned}",
     }
     flags = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
     environment = {
@@ -76,7 +83,7 @@ async def clone(account: Account, folder: int, url: str) -> None:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_LFS_SKIP_SMUDGE": "1",
-        **{key: os.environ[key] for key in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY") if key in os.environ},
+        **({"https_proxy": proxy} if proxy else {}),
     }
     where = Path(f"/proc/self/fd/{folder}")
     command = ["git", *flags, "clone", "--quiet", "--no-recurse-submodules", "--template=", "--", url, "."]
@@ -94,9 +101,7 @@ async def clone(account: Account, folder: int, url: str) -> None:
         async with asyncio.timeout(SECONDS_MAX):
             _, said = await process.communicate()
     except BaseException as error:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await _end(process)
         if isinstance(error, TimeoutError):
             raise ProjectRefused(
                 f"The repository was not cloned within {SECONDS_MAX:.0f} seconds. Create the project without it and "
@@ -104,10 +109,25 @@ async def clone(account: Account, folder: int, url: str) -> None:
             ) from error
         raise
     if process.returncode:
-        lines = [clean_line(line) for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+        text = said.decode("utf-8", "replace")
+        if "terminal prompts disabled" in text:
+            raise ProjectRefused(
+                "The repository is not there or asks for a login, and only public ones are cloned here. Clone it from "
+                "a terminal in the project, where you can log in."
+            )
+        lines = [clean_line(line) for line in text.splitlines() if line.strip()]
         raise ProjectRefused(
             "The repository could not be cloned. git says: " + " ".join(lines[-_SAID_LINES:] or ["nothing"])
         )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End git: kindly first, so that it takes away what it has written, then for certain."""
+    for number, seconds in ((signal.SIGTERM, TIDY_SECONDS), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError, TimeoutError):
+            os.killpg(process.pid, number)
+            async with asyncio.timeout(seconds):
+                await process.wait()
 
 
 def _as(account: Account) -> list[str]:
@@ -120,10 +140,13 @@ def _as(account: Account) -> list[str]:
     return ["setpriv", *who, "--no-new-privs", "--inh-caps=-all", "--", *limits]
 
 
-def _resolve(host: str, port: int) -> str:
+def _resolve(host: str, port: int, *, is_proxied: bool) -> str:
+    """Return the one address that git may connect to; with a proxy it asks that one, which may know more names."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
+        if is_proxied:
+            return _NOWHERE
         raise ProjectRefused(f"There is no host {quoted(host)}. Check the repository's address.") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not addresses or any(_is_forbidden(address) for address in addresses):

@@ -4,7 +4,7 @@ document.getElementById("new-project").addEventListener("submit", (event) => {
   const button = event.target.querySelector("button[type=submit]");
   window.setTimeout(() => {
     button.disabled = true;
-    button.textContent = "Creating…";
+    button.textContent = event.target.elements.repository.value ? "Cloning, for five minutes at most…" : "Creating…";
   });
 });
 window.addEventListener("pageshow", (event) => {

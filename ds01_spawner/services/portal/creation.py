@@ -139,7 +139,7 @@ async def create(parts: Parts, account: Account, plan: Plan, repository: str) ->
     """Make a project's folder with the user's rights; nothing that is there already is changed.
 
     Returns:
-        Why the repository is not in it; empty when it is, or none was wanted.
+        Why the repository is not in it or not usable as it is; empty when all is well.
 
     Raises:
         DS01Error: it could not be made; the text says why.
@@ -154,7 +154,12 @@ async def create(parts: Parts, account: Account, plan: Plan, repository: str) ->
             missing = f"The project was created without the repository. {error}"
         finally:
             os.close(folder)
-    await asyncio.to_thread(_write_files, parts, account, plan)
+    try:
+        await asyncio.to_thread(_write_files, parts, account, plan)
+    except ProjectRefused as error:
+        if not repository or missing:
+            raise
+        return f"The project was created, but the repository's Dockerfile cannot be used. {error}"
     return missing
 
 
