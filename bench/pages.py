@@ -21,7 +21,8 @@ import requests
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.integration.conftest import Site, running_site  # noqa: E402
+from ds01_spawner.core.project import image_repository  # noqa: E402
+from tests.integration.conftest import Site, docker, running_site  # noqa: E402
 
 CONFIG = ROOT / "tests/browser/hub_config.py"
 PROJECTS = (1, 10, 50)
@@ -122,6 +123,8 @@ def main() -> None:
         raise SystemExit("The hub acts for several people: run this as root.")
     with running_site(CONFIG) as site:
         pages, loop = measure(site, arguments.times)
+    images = [image_repository(f"with-{PROJECTS[-1]}", f"project-{number:02}") for number in range(BUILT)]
+    docker("image", "rm", *images)
     for name, value in pages.items():
         print(f"{name:16} {value:8.1f} ms")
     print(f"hub's event loop, answers to an empty page: {loop}")
