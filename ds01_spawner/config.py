@@ -20,9 +20,11 @@ from ds01_spawner.adapters.buildcontext import BuildContexts
 from ds01_spawner.adapters.buildhistory import BuildRecords
 from ds01_spawner.adapters.buildkit import BuildKit
 from ds01_spawner.adapters.buildlock import BuildLocks
+from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.engine import Engine
 from ds01_spawner.adapters.eventlog import EventLog
 from ds01_spawner.adapters.hostlock import HostLock
+from ds01_spawner.adapters.idleclocks import IdleClocks
 from ds01_spawner.adapters.imageprobe import ImageProbe
 from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
@@ -122,6 +124,7 @@ class Site:
             placement=self.placement,
             limits=self.limits,
             limits_revision=lambda: policy.policy if policy else None,
+            retirements=IdleClocks(CullerFiles(self.state_folder / "culler"), time.time).read,
             ticket_store=TicketFile(self.state_folder / "queue.json"),
             host_lock=HostLock(self.host_lock) if self.host_lock else None,
             infrastructure=self.infrastructure,

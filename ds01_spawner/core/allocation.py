@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ds01_spawner.core import limits as limits_
 from ds01_spawner.core import tickets
-from ds01_spawner.core.backfill import Table, forecast
-from ds01_spawner.core.expectation import Expectation, IdleSince
+from ds01_spawner.core.backfill import Table
+from ds01_spawner.core.expectation import Expectation, Retirements
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.limits import Held
 from ds01_spawner.core.model import Device, DeviceStatus, Holder, Lease, Observation, Request
@@ -87,11 +87,13 @@ class Allocation:
         ledger: the leases.
         placement: a name out of ``PLACEMENTS``.
         limits: a user's limits by login name and groups; ``None`` when the site has none.
-        idle_since: since when a lease's server is idle, ``None`` when it is not or nobody knows.
         patience_seconds: after this long a request goes before every later one.
         half_life_seconds: of the GPU-hours that decide between equals.
         remembered: places and shares from before a restart of the hub.
         now: the time.
+
+    Attributes:
+        retirements: what the culler said last, for estimates; ``None`` while it says nothing.
 
     Raises:
         ValueError: there is no such placement.
@@ -103,7 +105,6 @@ class Allocation:
         *,
         placement: str = "packed",
         limits: LimitsOf | None = None,
-        idle_since: IdleSince | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         half_life_seconds: float = HALF_LIFE_SECONDS,
         remembered: Remembered | None = None,
@@ -116,7 +117,7 @@ class Allocation:
         self.use = DecayedUse(half_life_seconds, remembered.hours, remembered.at)
         self._placement = placement
         self._limits = limits
-        self._idle_since = idle_since
+        self.retirements: Retirements | None = None
         self._patience_seconds = patience_seconds
         self._entries: dict[Holder, Entry] = {}
         self._entries_of: dict[str, list[Entry]] = {}
@@ -221,7 +222,7 @@ class Allocation:
         refusals = self._admit(rules)
         grants: list[Grant] = []
         if self._entries and self.ledger.free and not withheld:
-            expectation = Expectation(self.ledger, rules, self._idle_since, now)
+            expectation = Expectation(self.ledger, rules, self.retirements, now)
             table = Table(self.ledger.free.values(), expectation.earliest, self.ledger.inventory, now)
             try:
                 self._serve(self._line(now), table, rules, grants, refusals)
@@ -233,7 +234,7 @@ class Allocation:
 
     def tell(self, now: float) -> Mapping[Holder, Waiting]:
         """Return what everybody in the queue is told, next one first, as of the last decision."""
-        expectation = Expectation(self.ledger, self._rules(), self._idle_since, now)
+        expectation = Expectation(self.ledger, self._rules(), self.retirements, now)
         self._waiting = expectation.tell(self._line(now), self._withheld)
         return self._waiting
 
@@ -300,13 +301,12 @@ class Allocation:
         """
         queue = self._line(now)
         rules = self._rules()
-        times = Expectation(self.ledger, rules, self._idle_since, now).times()
+        expectation = Expectation(self.ledger, rules, self.retirements, now)
         last = max((entry.sequence for entry in queue), default=0)
         found: dict[str, Estimate | None] = {}
-        for kind in {device.kind for device, _, _ in times}:
+        for kind in {device.kind for device, _, _ in expectation.times()}:
             asks = Entry(Request(Holder("", ""), 1, kind), since=now, sequence=last + 1)
-            estimates = forecast([*queue, asks], times, lambda entry: rules.kinds(entry.request, entry.limits), now)
-            found[kind] = estimates[asks.sequence]
+            found[kind] = expectation.forecast([*queue, asks])[asks.sequence]
         return found
 
     # -- what decisions rest on -------------------------------------------------------------------------------------

@@ -150,7 +150,12 @@ class Table:
 
 
 def forecast(
-    entries: Sequence[Entry], devices: Sequence[tuple[Device, float, float]], kinds_of: KindsOf, now: float
+    entries: Sequence[Entry],
+    devices: Sequence[tuple[Device, float, float]],
+    kinds_of: KindsOf,
+    now: float,
+    *,
+    idle_ends: bool,
 ) -> dict[int, Estimate | None]:
     """Estimate when each entry starts, if everybody leaves as expected and nobody new comes.
 
@@ -160,11 +165,12 @@ def forecast(
             that is not known.
         kinds_of: the kinds of device that an entry takes, smallest first.
         now: the time.
+        idle_ends: whether somebody who starts may be gone after the idle limit, or only after the run limit.
 
     Returns:
         Per sequence number the earliest and the latest start, or ``None`` when one of them cannot be told.
     """
-    lows = _starts(entries, [(device, low) for device, low, _ in devices], kinds_of, now, shortest=True)
+    lows = _starts(entries, [(device, low) for device, low, _ in devices], kinds_of, now, shortest=idle_ends)
     highs = _starts(entries, [(device, high) for device, _, high in devices], kinds_of, now, shortest=False)
     return {
         entry.sequence: (lows[entry.sequence], max(lows[entry.sequence], highs[entry.sequence]))

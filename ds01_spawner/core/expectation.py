@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ds01_spawner.core.backfill import forecast
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.model import Device, DeviceState, DeviceStatus, Holder, Lease
-from ds01_spawner.core.queue import Entry, Estimate, Waiting, why_not_yet
+from ds01_spawner.core.queue import Entry, Estimate, Waiting, shortest_seconds, why_not_yet
 from ds01_spawner.core.rules import Rules, fits
 
-IdleSince = Callable[[Lease], float | None]
+
+@dataclass(frozen=True, slots=True)
+class Retirements:
+    """What the culler said of the servers that it watches.
+
+    Attributes:
+        at: when it looked at them.
+        stops: when it will retire a server that nothing uses from then on; those of which it cannot tell are left out.
+    """
+
+    at: float
+    stops: Mapping[Holder, float]
 
 
 class Expectation:
@@ -20,14 +32,14 @@ class Expectation:
     Args:
         ledger: the leases and the last look.
         rules: everybody's limits.
-        idle_since: since when a lease's server is idle; ``None`` when it is not or nobody knows.
+        retirements: the culler's word; ``None`` while there is none, and then nobody is expected to be retired as idle.
         now: the time.
     """
 
-    def __init__(self, ledger: Ledger, rules: Rules, idle_since: IdleSince | None, now: float) -> None:
+    def __init__(self, ledger: Ledger, rules: Rules, retirements: Retirements | None, now: float) -> None:
         self._ledger = ledger
         self._rules = rules
-        self._idle_since = idle_since
+        self._retirements = retirements
         self._now = now
         self._ends: dict[str, Estimate] = {}
         self._free = frozenset(ledger.free)
@@ -40,8 +52,8 @@ class Expectation:
         found = []
         for uuid, status in self._ledger.judged.items():
             if uuid not in self._free and status.exists:
-                at = self.ends(uuid)[0] if status.holder else self._now
-                found.append((status.device, at if math.isfinite(at) else self._now))
+                lease = self._ledger.lease_on(uuid)
+                found.append((status.device, self._soonest(lease) if lease else self._now))
         return found
 
     def times(self) -> list[tuple[Device, float, float]]:
@@ -73,11 +85,21 @@ class Expectation:
         latest = math.inf
         if limits.max_runtime_seconds is not None:
             latest = max(lease.since + limits.max_runtime_seconds, self._now)
-        earliest = latest
-        if limits.idle_seconds is not None:
-            idle_since = self._idle_since(lease) if self._idle_since else None
-            earliest = max((self._now if idle_since is None else idle_since) + limits.idle_seconds, self._now)
-        return (min(earliest, latest), latest)
+        stop = self._stop_of(lease)
+        return (latest if stop is None else min(max(stop, self._now), latest), latest)
+
+    def _stop_of(self, lease: Lease) -> float | None:
+        """Return when the culler will retire a lease's server; what it said of an earlier server is not about this."""
+        if self._retirements is None or self._retirements.at <= lease.since:
+            return None
+        return self._retirements.stops.get(lease.holder)
+
+    def _soonest(self, lease: Lease) -> float:
+        """Return the earliest end of a lease; a server whose clock is not known may be idle since it began."""
+        if self._stop_of(lease) is not None:
+            return self._ends_of(lease)[0]
+        shortest = shortest_seconds(self._rules.limits_of(lease.holder.user))
+        return self._now if shortest is None else max(lease.since + shortest, self._now)
 
     def tell(self, queue: Sequence[Entry], stuck: str) -> dict[Holder, Waiting]:
         """Return what everybody in the queue is told.
@@ -88,7 +110,7 @@ class Expectation:
         """
         if not queue:
             return {}
-        estimates = {} if stuck else forecast(queue, self.times(), self._kinds, self._now)
+        estimates = {} if stuck else self.forecast(queue)
         whys: dict[tuple[str, int, bool], str] = {}
         told: dict[Holder, Waiting] = {}
         for place, entry in enumerate(queue, 1):
@@ -103,6 +125,10 @@ class Expectation:
             estimate = estimates.get(entry.sequence)
             told[request.holder] = Waiting(request, place, len(queue), why, estimate, self._now)
         return told
+
+    def forecast(self, queue: Sequence[Entry]) -> dict[int, Estimate | None]:
+        """Return when everybody in the queue should start, by sequence number; ``None`` when that cannot be told."""
+        return forecast(queue, self.times(), self._kinds, self._now, idle_ends=self._retirements is not None)
 
     def _kinds(self, entry: Entry) -> Sequence[str]:
         return self._rules.kinds(entry.request, entry.limits)

@@ -46,10 +46,7 @@ class Entry:
     @property
     def shortest_seconds(self) -> float | None:
         """How soon its server may be retired once it runs, ``None`` when nothing says."""
-        if self.limits is None:
-            return None
-        known = [limit for limit in (self.limits.idle_seconds, self.limits.max_runtime_seconds) if limit is not None]
-        return min(known, default=None)
+        return shortest_seconds(self.limits)
 
     @property
     def longest_seconds(self) -> float | None:
@@ -91,6 +88,17 @@ class Waiting:
             span = f"in about {last}" if first == last else f"in {first} to {last}"
             when = f"Expected start {span}, if nobody goes before you who is not here yet."
         return f"Place {self.place} of {self.of} in the queue for {self.wants}. {self.why} {when}"
+
+
+def shortest_seconds(limits: Limits | None) -> float | None:
+    """Return how soon a server with these limits may be retired after its start, ``None`` when nothing says.
+
+    Devices are in demand while somebody waits, so idle times are shorter; but no young server is idle.
+    """
+    if limits is None or limits.idle_seconds is None:
+        return limits.max_runtime_seconds if limits else None
+    idle = max(limits.idle_seconds * limits.high_demand_idle_reduction, limits.grace_seconds)
+    return idle if limits.max_runtime_seconds is None else min(idle, limits.max_runtime_seconds)
 
 
 def order(entries: Iterable[Entry], use: DecayedUse, now: float, patience_seconds: float) -> list[Entry]:

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from ds01_spawner.core import labels, tickets
 from ds01_spawner.core.allocation import Allocation
+from ds01_spawner.core.expectation import Retirements
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Health, Holder, Observation, Request
@@ -25,6 +26,7 @@ from ds01_spawner.testing.hostmodel import (
     Memory,
     Seen,
     Violation,
+    exactly,
     require,
 )
 from ds01_spawner.testing.hostworld import HostWorld, pick
@@ -116,6 +118,13 @@ class HostLife(HostWorld):
             del self.memory.asked[holder]
             self._save()
 
+    def who_waits_runs_a_container(self, rng: random.Random) -> None:
+        """Somebody who waits takes a device by the command line meanwhile, which counts towards his limits."""
+        holder, device = pick(rng, self.memory.asked), pick(rng, self.host.devices)
+        if holder and device:
+            container = self.host.start(f"x{next(self.cuts)}", [device], {labels.USER: holder.user})
+            self._note_container(container, holder.user, exactly(device))
+
     # -- the hub's launches -------------------------------------------------------------------------------------------
 
     def create(self, rng: random.Random) -> None:
@@ -179,6 +188,16 @@ class HostLife(HostWorld):
         self.finish_look(rng)
         self.begin_look(rng)
         self.finish_look(rng)
+
+    def the_culler_passes(self, rng: random.Random) -> None:
+        """The culler says when it will retire those servers that it could look at, or is away."""
+        now, memory = self.clock(), self.memory
+        memory.stops_at = now - rng.choice((0, 0, 60))
+        watched = rng.sample(self.holders, len(self.holders) * 2 // 3)  # servers that have ended meanwhile, too
+        memory.stops = {holder: now + rng.choice((-60, 300, 900, 1800, 9000)) for holder in watched}
+        self.hub.retirements = Retirements(memory.stops_at, dict(memory.stops))
+        if rng.random() < 0.2:  # noqa: PLR2004
+            self._forget_the_culler()
 
     def crash(self, rng: random.Random) -> None:
         """The hub is killed and started again."""
@@ -255,9 +274,14 @@ class HostLife(HostWorld):
             now=self.clock(),
         )
         self.pending = None
+        self._forget_the_culler()
         self.memory.crash(self.clock())
         if not self.text:
             self.memory.charged_at = self.clock()
+
+    def _forget_the_culler(self) -> None:
+        self.hub.retirements = None
+        self.memory.stops = {}
 
     def _save(self) -> None:
         self.text = self.hub.memory(self.clock())
@@ -321,6 +345,8 @@ STEPS: dict[str, float] = {
     "begin_look": 3,
     "finish_look": 3,
     "look": 14,
+    "who_waits_runs_a_container": 1,
+    "the_culler_passes": 4,
     "crash": 1,
     "an_admin_changes_limits": 2,
     "time_passes": 8,

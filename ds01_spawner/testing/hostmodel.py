@@ -93,6 +93,8 @@ class Memory:
     saved: dict[Holder, tuple[Request, float, int]] = field(default_factory=dict)
     saved_hours: tuple[float, dict[str, float]] = (0.0, {})
     outside: list[tuple[str, Means]] = field(default_factory=list)
+    stops: dict[Holder, float] = field(default_factory=dict)  # by the culler, of those that it watches
+    stops_at: float = 0.0
 
     # -- facts --------------------------------------------------------------------------------------------------------
 
@@ -318,7 +320,9 @@ class Memory:
             for other, holder in leased.items():
                 if uuid not in free and self.share_hardware(uuid, other):
                     limits, held = self.limits[holder.user], self.held[holder]
-                    idle = now + (math.inf if limits.idle_seconds is None else limits.idle_seconds)
+                    idle = held.since + soonest_idle(limits)
+                    if holder in self.stops and held.since < self.stops_at:
+                        idle = self.stops[holder]
                     end = min(idle, held.since + (limits.max_runtime_seconds or 0.0))
                     times[uuid] = max(times[uuid], end)
         for request in requests:
@@ -330,7 +334,7 @@ class Memory:
                     best = min(best, (times[fitting[request.count - 1]], fitting[: request.count]))
             yield request, best[0], dict(times)
             limits = self.limits[request.holder.user]
-            shortest = min(limits.idle_seconds or math.inf, limits.max_runtime_seconds or math.inf)
+            shortest = min(soonest_idle(limits), limits.max_runtime_seconds or math.inf)
             for uuid in self.inventory:
                 if any(self.share_hardware(uuid, promised) for promised in best[1]):
                     times[uuid] = best[0] + shortest
@@ -344,6 +348,11 @@ def matches(request: Request, device: Device) -> bool:
 def cut_from(uuid: str, known: dict[str, Device]) -> set[str]:
     """Return a device and every instance that is cut from it."""
     return {device.uuid for device in known.values() if uuid in {device.uuid, device.parent}}
+
+
+def soonest_idle(limits: Limits) -> float:
+    """Return how soon a server may be retired as idle: devices are in demand, but nobody is retired while young."""
+    return max(0.5 * (limits.idle_seconds or math.inf), 1800.0)
 
 
 def least(kind: str) -> Fraction:

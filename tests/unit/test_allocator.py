@@ -7,7 +7,7 @@ import copy
 import os
 import pickle
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +21,15 @@ from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.allocator import Allocator, Reservation
 from ds01_spawner.core import allocation
 from ds01_spawner.core.events import KINDS
+from ds01_spawner.core.expectation import Retirements
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import DeviceState, Health, Holder, Request
 from ds01_spawner.core.queue import Waiting
 from ds01_spawner.errors import DeviceRefused, DevicesUnavailable, DS01Error, InvalidOptions, LedgerBroken, LimitReached
 from ds01_spawner.testing import devices as fake
 from ds01_spawner.testing.devices import FakeClock, Host, Probe, Recorded, TicketsInMemory, gpus, mig
+
+T0 = FakeClock()()
 
 
 class Lab:
@@ -86,6 +89,15 @@ async def lab() -> AsyncIterator[Lab]:
     for allocator in lab.allocators:
         allocator.validate()
         await allocator.close()
+
+
+def says(said: Retirements | None) -> Callable[[], Awaitable[Retirements | None]]:
+    """Return a culler that says the same each time."""
+
+    async def read() -> Retirements | None:
+        return said
+
+    return read
 
 
 def edit(folder: Path, defaults: str) -> Path:
@@ -256,7 +268,8 @@ class TestWaiting:
         limits = Limits(
             max_gpu_equivalents=None, max_gpu_slots_per_container=None, idle_seconds=1800, max_runtime_seconds=7200
         )
-        allocator = lab.allocator(limits=lambda _u, _g: limits)
+        idle = Retirements(lab.clock() + 3590, {Holder("ada", "thesis"): lab.clock() + 3600 + 1800})
+        allocator = lab.allocator(limits=lambda _u, _g: limits, retirements=says(idle))
         await lab.launch(allocator, "ada", 2)
         lab.clock.advance(3600)
         tasks = [asyncio.create_task(lab.launch(allocator, user)) for user in ("bob", "eve")]
@@ -268,6 +281,32 @@ class TestWaiting:
             "Place 2 of 2 in the queue for 1 GPU. None of the 2 that fit is free (2 leased). "
             "Expected start in 30 min to 1 h, if nobody goes before you who is not here yet."
         )
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            pytest.param(None, id="the culler is away"),
+            pytest.param(Retirements(T0 + 3590, {}), id="of her it says nothing"),
+            pytest.param(Retirements(T0, {Holder("ada", "thesis"): T0 + 60}), id="that was her server before this one"),
+        ],
+    )
+    async def test_without_the_cullers_word_only_run_limits_count(self, lab: Lab, said: Retirements | None) -> None:
+        """Nobody is promised a device because a server might be idle."""
+        limits = Limits(max_gpu_slots_per_container=2, max_gpu_equivalents=Fraction(2), max_runtime_seconds=7200)
+        allocator = lab.allocator(limits=lambda _u, _g: limits, retirements=says(said))
+        await lab.launch(allocator, "ada", 2)
+        lab.clock.advance(3600)
+        tasks = [asyncio.create_task(lab.launch(allocator, user, 2)) for user in ("bob", "eve")]
+        await lab.waits(allocator, "eve")
+        told = dict(lab.told)
+        assert told["bob"].estimate == (T0 + 7200, T0 + 7200)
+        assert "Expected start in about 1 h" in told["bob"].sentence
+        behind_bob = 1800 if said else 7200  # he may be idle at once, if somebody retires idle servers at all
+        assert told["eve"].estimate == (T0 + 7200 + behind_bob, T0 + 2 * 7200)
+        assert allocator.expected_starts()["gpu"] is not None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

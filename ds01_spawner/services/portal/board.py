@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ds01_spawner.adapters.hubservers import ServerRecord
+from ds01_spawner.adapters.idleclocks import servers_of
 from ds01_spawner.core import tickets
 from ds01_spawner.core.allocation import Snapshot
 from ds01_spawner.core.model import Holder
@@ -16,7 +17,6 @@ from ds01_spawner.errors import DS01Error
 
 FRESH_SECONDS = 1.5
 STOPPED_SECONDS = 30.0
-_CULLER_PASSES = 3
 
 
 class Hub(Protocol):
@@ -140,12 +140,8 @@ class Board:
 
     def _read_clocks(self) -> dict[Holder, Mapping[str, Any]]:
         try:
-            status = self._clocks() or {}
-            # A culler that stopped passing says nothing about now.
-            if self._clock() - float(status["at"]) > _CULLER_PASSES * float(status["pass_seconds"]):
-                return {}
-            return {Holder(str(one["user"]), str(one["server"])): one for one in status["servers"]}
-        except (OSError, KeyError, TypeError, ValueError):
+            return servers_of(self._clocks(), self._clock()) or {}
+        except OSError:
             return {}
 
 

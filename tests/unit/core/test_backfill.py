@@ -21,7 +21,7 @@ def entry(
     sequence: int, count: int = 1, *, kind: str = "gpu", least: int = 0, idle: float | None = 60, run: float | None = 60
 ) -> Entry:
     """Return a request in the queue whose server is retired between two durations after its start."""
-    limits = Limits(idle_seconds=idle, max_runtime_seconds=run)
+    limits = Limits(idle_seconds=idle, max_runtime_seconds=run, grace_seconds=0, high_demand_idle_reduction=1)
     return Entry(Request(Holder(f"user{sequence}", "p"), count, kind, least), limits=limits, sequence=sequence)
 
 
@@ -198,10 +198,12 @@ def test_everybody_starts_once_those_before_are_through(
 
 
 class TestForecast:
-    def estimate(self, entries: list[Entry], *times: tuple[float, float]) -> list[tuple[float, float] | None]:
+    def estimate(
+        self, entries: list[Entry], *times: tuple[float, float], idle_ends: bool = True
+    ) -> list[tuple[float, float] | None]:
         """Return the estimates for a queue on GPUs that are free between two times each."""
         devices = [(device, *at) for device, at in zip(gpus(len(times)), times, strict=True)]
-        told = forecast(entries, devices, lambda waiting: [waiting.request.kind], 0.0)
+        told = forecast(entries, devices, lambda waiting: [waiting.request.kind], 0.0, idle_ends=idle_ends)
         return [told[waiting.sequence] for waiting in entries]
 
     def test_the_first_gets_the_first_device(self) -> None:
@@ -212,6 +214,11 @@ class TestForecast:
         """Their servers count with their shortest and longest time."""
         queue = [entry(1, idle=5, run=50), entry(2), entry(3)]
         assert self.estimate(queue, (10, 30), (20, 40)) == [(10, 30), (15, 40), (20, 80)]
+
+    def test_without_a_culler_nobody_before_leaves_early(self) -> None:
+        """While nobody is retired as idle, those before count with their longest time."""
+        queue = [entry(1, idle=5, run=50), entry(2)]
+        assert self.estimate(queue, (10, 30), idle_ends=False) == [(10, 30), (60, 80)]
 
     def test_several_devices_are_waited_for_together(self) -> None:
         """A request for two starts with the second of them."""
