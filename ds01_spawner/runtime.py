@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from ds01_spawner.core.container import Mount
 from ds01_spawner.core.imagefacts import (
@@ -196,7 +197,7 @@ class Runtime:
         }
         self._ready: dict[str, PackageSet] = {}
         self._making: dict[str, _Making] = {}
-        self._examining: dict[str, asyncio.Lock] = {}
+        self._examining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def prepare(self, image_id: str, *, on_progress: OnProgress) -> ServerCommand:
         """Return how the notebook server is started in an image; makes and examines what is not known yet.
@@ -211,7 +212,10 @@ class Runtime:
             EngineUnavailable: the engine did not let the image be examined.
         """
         # One examination per image: eight launches of one new image ask it once.
-        async with self._examining.setdefault(image_id, asyncio.Lock()):
+        alone = self._examining.get(image_id)
+        if alone is None:
+            alone = self._examining[image_id] = asyncio.Lock()
+        async with alone:
             facts = await self._examine(image_id, on_progress)
             package_set = await self._provide(facts.minor, on_progress)
             trial = await self._try(image_id, facts, package_set, on_progress) if facts.needs_trial else None
@@ -318,7 +322,8 @@ class Runtime:
 
     async def _provide(self, version: str, on_progress: OnProgress, *, compiled_only: bool = False) -> PackageSet:
         ready = self._ready.get(version)
-        if ready is not None and ready.folder.is_dir():
+        # One that is not compiled is looked for again: `ds01-runtime` may have made a better one beside this hub.
+        if ready is not None and ready.compiled and ready.folder.is_dir():
             return ready
         making = self._making.get(version)
         if making is None:

@@ -124,7 +124,7 @@ class Person:
 
     def notebook(self, project: str, method: str, path: str, **arguments: Any) -> requests.Response:
         """Call the running notebook server's own API, as JupyterLab does."""
-        base = f"/user/{quote(self.user)}/{server_name(project)}/"
+        base = f"/user/{quote(self.user, safe='@~')}/{server_name(project)}/"
         if not any(c.name == "_xsrf" and c.path == base for c in self.session.cookies):
             self.page(f"{base}lab").raise_for_status()  # the login round trip of a fresh server
         token = next(str(c.value) for c in self.session.cookies if c.name == "_xsrf" and c.path == base)

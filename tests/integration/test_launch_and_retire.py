@@ -68,6 +68,19 @@ def test_the_container_is_what_the_design_promises(site: Site) -> None:
         carol.retire("2024-run")
 
 
+def test_a_name_with_a_domain_works_everywhere(site: Site) -> None:
+    """Accounts of a directory service are called like this; every address of theirs has an ``@``."""
+    site.project("first.last@uni.example", "Thesis")
+    person = site.person("first.last@uni.example")
+    person.launch("Thesis")
+    content = {"type": "file", "format": "text", "content": "kept\n"}
+    person.notebook("Thesis", "PUT", "api/contents/note.txt", json=content).raise_for_status()
+    assert run_code(site, "first.last@uni.example", "Thesis", "whoami") == "first.last@uni.example"
+    assert "Thesis" in person.page("/services/projects/").text
+    person.retire("Thesis")
+    assert site.container("first.last@uni.example", "Thesis") == ""
+
+
 def test_a_site_adds_to_every_container_but_never_to_who_holds_it(site: Site) -> None:
     """Shared folders, environment, labels and limits of the site's own come beside ours, and ours win."""
     (site.hub.folder / "shared" / "corpus.txt").write_text("shared\n")

@@ -375,6 +375,16 @@ async def test_a_set_is_compiled_once_there_is_an_interpreter(tmp_path: Path) ->
     assert await make(tmp_path).make_set("3.13") == fast
 
 
+async def test_a_hub_that_runs_takes_up_a_set_that_was_compiled_beside_it(tmp_path: Path) -> None:
+    """Following the advice of the notice needs no restart of the hub."""
+    hub = make(tmp_path, packages=FakePackages(interpreters=()))
+    assert (await hub.prepare(IMAGE, on_progress=quiet)).notices
+    fast = await make(tmp_path).make_set("3.13")
+    command = await hub.prepare(IMAGE, on_progress=quiet)
+    assert command.notices == ()
+    assert command.mounts[0].source == str(fast)
+
+
 async def test_a_trusted_image_compiles_its_own_version_only(tmp_path: Path) -> None:
     """A site's image stands in for a missing interpreter if it has that very Python."""
     probe = FakeProbe()
