@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -30,6 +30,7 @@ from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
 from ds01_spawner.adapters.observe import Observer
 from ds01_spawner.adapters.packages import UvPackages
+from ds01_spawner.adapters.portalnotes import Dismissed
 from ds01_spawner.adapters.probecache import ProbeCache
 from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.runtimefolder import RuntimeFolder
@@ -40,6 +41,7 @@ from ds01_spawner.builder import Builder, BuildLimits
 from ds01_spawner.core.limits import Limits, Policy, resolve
 from ds01_spawner.core.overview import free_by_kind
 from ds01_spawner.core.project import image_repository
+from ds01_spawner.core.retirements import Retirement, choose, decode
 from ds01_spawner.form import Outlook
 from ds01_spawner.images import ProjectImages
 from ds01_spawner.launcher import Launcher
@@ -160,6 +162,11 @@ class Site:
         return ImageShelf(self.docker)
 
     @cached_property
+    def dismissed(self) -> Dismissed:
+        """The retirements that their users have seen."""
+        return Dismissed(self.state_folder / "portal" / "dismissed")
+
+    @cached_property
     def launcher(self) -> Launcher:
         """The launcher that every server of the hub shares."""
         return Launcher(
@@ -199,6 +206,17 @@ class Site:
         """Return the tags under which a user kept images of a project, ``latest`` left out."""
         repository = image_repository(user, name)
         return tuple(tag for tag in await self.shelf.tags(repository) if tag != "latest")
+
+    # -- what the hub's own pages ask ---------------------------------------------------------------------------------
+
+    async def retirements(self, user: str, active: Collection[str]) -> tuple[Retirement, ...]:
+        """Return what the culler retired of a user's lately, without servers that are active again."""
+        return await asyncio.to_thread(self._retirements, user, active)
+
+    def _retirements(self, user: str, active: Collection[str]) -> tuple[Retirement, ...]:
+        found = map(decode, CullerFiles(self.state_folder / "culler").retired(user))
+        known = [retirement for retirement in found if retirement is not None]
+        return choose(known, active=active, dismissed=self.dismissed.__contains__, now=time.time())
 
 
 def configure(
@@ -282,7 +300,12 @@ def configure(
     c.JupyterHub.concurrent_spawn_limit = 0
     c.JupyterHub.template_paths = [str(files("ds01_spawner") / "templates" / "hub")]
     c.JupyterHub.default_url = _first_page
-    c.JupyterHub.template_vars = {**_listed(c, "template_vars", {}), "projects_service": portal.SERVICE}
+    c.JupyterHub.template_vars = {
+        **_listed(c, "template_vars", {}),
+        "projects_service": portal.SERVICE,
+        # The hub calls what it finds here with the user, for every page; only one page looks.
+        "retirements": lambda _: site.retirements,
+    }
     _add_portal(c, site)
     if culler is not None:
         _add_culler(c, site, culler)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,9 +54,22 @@ class CullerFiles:
         Raises:
             OSError: it could not be written.
         """
-        key = (ended["user"], ended["server"])
-        others = [entry for entry in self.retired() if (entry.get("user"), entry.get("server")) != key]
+        others = [entry for entry in self.retired() if _holder(entry) != _holder(ended)]
         self._write(RETIRED, [*others, ended][-_RETIRED_MAX:])
+
+    def forget_retired(self, holders: Collection[tuple[str, str]]) -> None:
+        """Forget how some servers ended.
+
+        Args:
+            holders: user and name of each.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        entries = self.retired()
+        left = [entry for entry in entries if _holder(entry) not in holders]
+        if len(left) < len(entries):
+            self._write(RETIRED, left)
 
     def retired(self, user: str | None = None) -> list[dict[str, Any]]:
         """Return how servers ended, oldest first; of one user when asked."""
@@ -117,6 +130,10 @@ class CullerFiles:
                 return json.loads(file.read(_BYTES_MAX))
         except (OSError, ValueError):
             return None
+
+
+def _holder(entry: Mapping[str, Any]) -> tuple[Any, Any]:
+    return entry.get("user"), entry.get("server")
 
 
 def _boot_id() -> str:

@@ -103,6 +103,12 @@ def read_block(dockerfile: str) -> Packages | None:
         return None
 
 
+def missing(lost: Iterable[str], dockerfile: str) -> tuple[str, ...]:
+    """Return the packages of a removed container that its Dockerfile does not add."""
+    present = read_block(dockerfile)
+    return tuple(one for one in lost if one not in (present.pip if present else ()))
+
+
 def write_block(dockerfile: str, packages: Packages) -> str:
     """Return a Dockerfile whose own block, made at the end where there is none, installs exactly these packages."""
     block = block_of(packages)

@@ -11,6 +11,13 @@ from ds01_spawner.core.idlerules import Rule, Rules
 
 _MINUTE = 60
 _HOUR = 3600
+_CHANNELS = {
+    "page": "on the hub's pages",
+    "terminals": "in your terminals",
+    "file": "by a file in the project's folder",
+    "command": "by message",
+    "webhook": "by message",
+}
 _SAFE = "Files in /workspace are safe; what is only in memory or elsewhere in the container is lost, so save it now."
 
 
@@ -99,12 +106,64 @@ def farewell(decision: Decision, rules: Rules, *, project: str, clock: str) -> s
         project: its exact name.
         clock: the time of day, such as ``14:35``.
     """
-    if decision.rule is Rule.RUN:
-        why = f"It had run for {duration(rules.run_seconds or 0)}, the longest that is allowed."
-    else:
-        limit = duration(decision.limit_seconds or 0)
-        why = f"{_idle(decision, rules)} The limit is {limit}{_demand(decision)}."
+    why = reason(decision, rules)
     return f"{project} was retired at {clock}. {why} The project's files are safe; launch it again whenever you like."
+
+
+def reason(decision: Decision, rules: Rules) -> str:
+    """Return why a server was ended, in one or two sentences."""
+    if decision.rule is Rule.RUN:
+        return f"It had run for {duration(rules.run_seconds or 0)}, the longest that is allowed."
+    return f"{_idle(decision, rules)} The limit is {duration(decision.limit_seconds or 0)}{_demand(decision)}."
+
+
+def limits_in_force(decision: Decision, rules: Rules, group: str) -> str:
+    """Return the limits that a server was under.
+
+    Args:
+        decision: the last one.
+        rules: that were in force.
+        group: whose limits they are; empty for those of everybody.
+    """
+    idle = "no idle limit"
+    if rules.idle_seconds is not None:
+        idle = f"idle limit {duration(rules.idle_seconds)}"
+        if decision.in_demand:
+            idle += f", {duration(decision.limit_seconds or 0)} while GPUs are scarce"
+    run = "no longest run" if rules.run_seconds is None else f"longest run {duration(rules.run_seconds)}"
+    whose = f"Limits of the group {group}" if group else "Limits in force"
+    return f"{whose}: {idle}; {run}."
+
+
+def what_is_use(rules: Rules, *, has_device: bool) -> str:
+    """Return from where on a server counts as used, for its user."""
+    at = rules.thresholds
+    gpu = f"a GPU that does {at.gpu_percent:g} % or more"
+    if has_device and rules.counting is Counting.GPU:
+        return f"Only {gpu} counts as use."
+    a_minute = at.network_bytes_per_second * _MINUTE / 2**20
+    sleeps_too = rules.counting is Counting.ANYTHING or not has_device
+    signs = [
+        *([gpu] if has_device else []),
+        f"{at.cpu_cores * 100:g} % of one processor core",
+        f"{a_minute:.3g} MiB a minute over the network",
+        "a cell that runs" if sleeps_too else "a cell that starts or prints",
+    ]
+    return f"Use is {', '.join(signs)}, or typing in a terminal; an open tab is none."
+
+
+def warnings_before(deliveries: Sequence[tuple[float, Sequence[str]]]) -> str:
+    """Return when and where a user was warned; empty when no warning arrived.
+
+    Args:
+        deliveries: seconds before the end and the channels of each warning.
+    """
+    arrived = [(before, channels) for before, channels in deliveries if channels]
+    if not arrived:
+        return ""
+    times = [duration(before) for before, _ in arrived]
+    channels = dict.fromkeys(_CHANNELS.get(channel, channel) for _, there in arrived for channel in there)
+    return f"You were warned {_listed(times)} before: {_listed(list(channels))}."
 
 
 def evidence(samples: Sequence[Sample], rules: Rules, now: float, most: int = 24) -> list[dict[str, object]]:
@@ -144,6 +203,10 @@ def _idle(decision: Decision, rules: Rules) -> str:
 
 def _demand(decision: Decision) -> str:
     return " while GPUs are scarce" if decision.in_demand else ""
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _count(number: int, noun: str) -> str:

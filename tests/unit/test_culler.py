@@ -12,7 +12,7 @@ import pytest
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.eventlog import MAX_LINE_BYTES, EventLog
-from ds01_spawner.core import wording
+from ds01_spawner.core import retirements, wording
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
@@ -60,8 +60,35 @@ async def test_an_idle_server_is_warned_on_every_channel_and_retired(site: FakeS
     assert [message["kind"] for message in site.sent] == ["warn", "warn", "retired"]
     [ended] = CullerFiles(tmp_path).retired("ada")
     assert "Nothing has used it for 30 minutes. The limit is 30 minutes." in ended["text"]
-    assert ended["picture"].startswith("<svg")
+    told = retirements.decode(ended)
+    assert told is not None
+    assert told.when.endswith(ended["text"].split(" at ")[1].split(".")[0])
+    assert told.why[0] == "Nothing has used it for 30 minutes. The limit is 30 minutes."
+    assert told.why[1] == "Limits in force: idle limit 30 minutes; longest run 24 hours."
+    assert told.why[2].startswith("Use is a GPU that does 5 % or more, 2 % of one processor core, 1 MiB a minute")
+    assert told.why[3] == (
+        "You were warned 15 minutes and 5 minutes before: on the hub's pages, in your terminals, by a file in the "
+        "project's folder and by message."
+    )
+    assert "<title>The last 30 minutes in 15 samples: 15 idle.</title>" in told.picture
     assert status(tmp_path)["servers"] == []
+
+
+async def test_a_retirement_is_told_until_its_project_is_launched_again(site: FakeSite, tmp_path: Path) -> None:
+    """While the hub still stops it, and while others launch, it stays; with the first pass of a new launch it goes."""
+    for user in ("ada", "bob"):
+        site.start(user)
+    culler, files = site.culler(tmp_path), CullerFiles(tmp_path)
+    await site.watch(culler, 40 * MINUTE)
+    site.start("ada").stopping = True
+    await site.watch(culler, MINUTE)
+    assert [entry["user"] for entry in files.retired()] == ["ada", "bob"]
+    site.starting = (Holder("ada", "thesis"),)
+    await site.watch(culler, MINUTE)
+    assert [entry["user"] for entry in files.retired()] == ["bob"]
+    site.start("bob")
+    await site.watch(culler, MINUTE)
+    assert files.retired() == []
 
 
 async def test_an_event_carries_its_evidence_in_one_line(site: FakeSite, tmp_path: Path) -> None:

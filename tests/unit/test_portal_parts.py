@@ -65,7 +65,7 @@ class NoDevices:
 
 def board(hub: Hub, clock: Clock, **changes: Any) -> Board:
     """Return a board."""
-    given = {"devices": NoDevices(), "queue": lambda: None, "clocks": lambda: None, **changes}
+    given = {"devices": NoDevices(), "queue": lambda: None, "clocks": lambda: None, "retired": list, **changes}
     return Board(hub=hub, clock=clock, **given)
 
 
@@ -90,7 +90,18 @@ async def test_what_cannot_be_seen_is_named_and_the_rest_is_shown() -> None:
     look = await board(Hub(away=True), Clock(), queue=lambda: "no json", clocks=lambda: late).look()
     assert set(look.problems) == {"The hub does not answer.", "Docker Engine does not answer."}
     assert look.snapshot is None
-    assert (look.queue, look.clocks) == ((), {})
+    assert (look.queue, look.clocks, look.retired) == ((), {}, {})
+
+
+async def test_retirements_are_told_by_user() -> None:
+    """Each viewer finds their own; an entry that cannot be read is passed over."""
+    entry = {"user": "ada", "server": "x", "project": "x", "at": 1.0, "when": "then", "why": ["so"], "samples": []}
+    entries = [entry, {"user": "ada"}, entry | {"user": "eve"}, entry | {"server": "y"}]
+    look = await board(Hub(), Clock(), retired=lambda: entries).look()
+    assert {user: [one.server for one in told] for user, told in look.retired.items()} == {
+        "ada": ["x", "y"],
+        "eve": ["x"],
+    }
 
 
 @dataclass

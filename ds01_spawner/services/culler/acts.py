@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
+from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.core import wording
 from ds01_spawner.core.idleness import Decision, Delivery, Reason, Retire, Warn
 from ds01_spawner.core.idlerules import Rule
-from ds01_spawner.core.picture import draw
 from ds01_spawner.services.culler.channels import PAGE, Channels, Sent
 from ds01_spawner.services.culler.report import Report, describe_decision, describe_pass, measure
 from ds01_spawner.services.culler.settings import Settings
@@ -157,15 +157,32 @@ class Acts:
                     "server": watch.server.name,
                     "project": watch.project,
                     "at": self._wall(),
-                    "rule": decision.rule,
+                    "when": f"{datetime.fromtimestamp(self._wall(), UTC).astimezone():%A %d %B, %H:%M}",
                     "text": text,
-                    "picture": draw(samples),
-                    "deliveries": deliveries,
+                    "why": self._why(watch, decision),
+                    "samples": samples,
                 }
             )
         except OSError:
             log.exception("The end of %s/%s cannot be shown", watch.server.user, watch.server.name)
         log.info("Retired %s/%s: %s", watch.server.user, watch.server.name, text)
+
+    def forget_launched(self, servers: Iterable[HubServer]) -> None:
+        """Tell nobody any more how a server ended that starts or runs again."""
+        back = {(server.user, server.name) for server in servers if server.pending != "stop"}
+        try:
+            self._files.forget_retired(back)
+        except OSError:
+            log.exception("How servers ended that run again cannot be forgotten")
+
+    def _why(self, watch: Watch, decision: Retire) -> list[str]:
+        """Return the sentences of a retirement for its user's page."""
+        rules = watch.rules
+        sentences = [wording.reason(decision, rules), wording.limits_in_force(decision, rules, watch.limits.group)]
+        if decision.rule is Rule.IDLE:
+            sentences.append(wording.what_is_use(rules, has_device=bool(watch.place.devices)))
+        warned = [(self._clock() - d.at, d.channels) for d in watch.deliveries if d.rule is decision.rule]
+        return [*sentences, wording.warnings_before(warned)]
 
     async def _warn(self, watch: Watch, decision: Warn) -> Told:
         at = self._clock()

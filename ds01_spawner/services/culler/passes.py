@@ -133,6 +133,7 @@ class Culler:
             failed = Report(self._world.clock() - began, problem=str(error))
             self._acts.publish(self.watches, failed)
             return failed
+        self._acts.forget_launched(servers)
         containers, engine_problem = await self._containers()
         strangers = self._match(servers, containers)
         lease = await self._world.meter.read(self.devices)

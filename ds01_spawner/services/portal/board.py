@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ds01_spawner.adapters.hubservers import ServerRecord
 from ds01_spawner.adapters.idleclocks import servers_of
-from ds01_spawner.core import tickets
+from ds01_spawner.core import retirements, tickets
 from ds01_spawner.core.allocation import Snapshot
 from ds01_spawner.core.model import Holder
+from ds01_spawner.core.retirements import Retirement
 from ds01_spawner.core.tickets import Ticket
 from ds01_spawner.errors import DS01Error
 
@@ -46,6 +48,7 @@ class Look:
         snapshot: devices and leases, ``None`` when they could not be seen.
         queue: who waits, the longest first.
         clocks: the culler's word on each watched server.
+        retired: what the culler ended, by user.
         problems: what could not be seen, one sentence each.
     """
 
@@ -54,6 +57,7 @@ class Look:
     snapshot: Snapshot | None = None
     queue: tuple[Ticket, ...] = ()
     clocks: Mapping[Holder, Mapping[str, Any]] = field(default_factory=dict)
+    retired: Mapping[str, tuple[Retirement, ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -65,6 +69,7 @@ class Board:
         devices: the devices.
         queue: returns the text of the queue's ticket file, ``None`` when there is none.
         clocks: returns the culler's status, ``None`` when there is none.
+        retired: returns the culler's entries of what it ended.
         clock: epoch seconds.
     """
 
@@ -75,12 +80,14 @@ class Board:
         devices: Devices,
         queue: Callable[[], str | None],
         clocks: Callable[[], Mapping[str, Any] | None],
+        retired: Callable[[], Iterable[Mapping[str, Any]]],
         clock: Callable[[], float],
     ) -> None:
         self._hub = hub
         self._devices = devices
         self._queue = queue
         self._clocks = clocks
+        self._retired = retired
         self._clock = clock
         self._last: Look | None = None
         self._looking: asyncio.Task[Look] | None = None
@@ -112,11 +119,12 @@ class Board:
 
     async def _see(self) -> Look:
         problems: list[str] = []
-        servers, snapshot, queue, clocks = await asyncio.gather(
+        servers, snapshot, queue, clocks, retired = await asyncio.gather(
             _or_none(self._hub.active(), problems),
             _or_none(self._devices.snapshot(FRESH_SECONDS), problems),
             asyncio.to_thread(self._read_queue),
             asyncio.to_thread(self._read_clocks),
+            asyncio.to_thread(self._read_retired),
         )
         if snapshot is not None and snapshot.problem:
             problems.append(snapshot.problem)
@@ -126,6 +134,7 @@ class Board:
             snapshot=snapshot,
             queue=queue,
             clocks=clocks,
+            retired=retired,
             problems=tuple(problems),
         )
         return self._last
@@ -143,6 +152,13 @@ class Board:
             return servers_of(self._clocks(), self._clock()) or {}
         except OSError:
             return {}
+
+    def _read_retired(self) -> dict[str, tuple[Retirement, ...]]:
+        found: defaultdict[str, tuple[Retirement, ...]] = defaultdict(tuple)
+        for retirement in map(retirements.decode, self._retired()):
+            if retirement is not None:
+                found[retirement.user] += (retirement,)
+        return dict(found)
 
 
 async def _or_none(look: Awaitable[Any], problems: list[str]) -> Any:

@@ -58,7 +58,7 @@ class ProjectWork(Page):
         recipe = await self.recipe(project)
         present = packages.read_block(recipe.text)
         lost = await asyncio.to_thread(self.parts.notes.read, self.person.name, project.name)
-        missing = tuple(one for one in lost if one not in (present.pip if present else ()))
+        missing = packages.missing(lost, recipe.text)
         self.show(
             "project.html",
             **await self.builds(project),

@@ -9,12 +9,13 @@ from urllib.parse import quote
 from jupyterhub.utils import url_path_join
 
 from ds01_spawner.adapters.hubservers import ServerRecord
-from ds01_spawner.core import overview
+from ds01_spawner.core import overview, packages, retirements
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Source
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.overview import Row, ServerSeen, Standing, State
 from ds01_spawner.core.project import Dockerfile, server_name
+from ds01_spawner.core.retirements import Retirement
 from ds01_spawner.errors import DS01Error
 from ds01_spawner.services.portal.base import Page
 from ds01_spawner.services.portal.board import Look
@@ -42,6 +43,7 @@ class ProjectsPage(Page):
         parts, person = self.parts, self.person
         problem = ""
         names: tuple[str, ...] = ()
+        dockerfiles: dict[str, Dockerfile | None] = {}
         standings: dict[str, Standing] = {}
         look, stopped = await asyncio.gather(parts.board.look(), parts.board.stopped(person.name))
         try:
@@ -51,10 +53,12 @@ class ProjectsPage(Page):
         except DS01Error as error:
             problem = str(error)
         rows = await asyncio.to_thread(self._rows, names, standings, look, stopped)
+        told = await asyncio.to_thread(self._told, look, dockerfiles)
         limits = await asyncio.to_thread(parts.limits, person.name, person.groups)
         holding = look.snapshot.holding.get(person.name, ()) if look.snapshot else ()
         return {
             "rows": rows,
+            "retirements": told,
             "open": self._open_links(look),
             "spawn": {row.name: self.hub_link("spawn", person.name, row.server) for row in rows},
             "watch": {row.name: self.hub_link("spawn-pending", person.name, row.server) for row in rows},
@@ -91,6 +95,21 @@ class ProjectsPage(Page):
                 if tag == "latest":
                     images[repository] = image.id
         return await self.parts.standings.of(sources, dockerfiles, images)
+
+    def _told(self, look: Look, dockerfiles: dict[str, Dockerfile | None]) -> list[tuple[Retirement, tuple[str, ...]]]:
+        """Return the retirements to tell of, each with the packages that went with it and are not in its image yet."""
+        user, parts = self.person.name, self.parts
+        shown = retirements.choose(
+            look.retired.get(user, ()),
+            active=look.servers.get(user, {}),
+            dismissed=parts.dismissed.__contains__,
+            now=look.at,
+        )
+        return [(one, self._lost(one.project, dockerfiles.get(one.project))) for one in shown]
+
+    def _lost(self, project: str, dockerfile: Dockerfile | None) -> tuple[str, ...]:
+        text = dockerfile.text.decode("utf-8", "replace") if dockerfile else ""
+        return packages.missing(self.parts.notes.read(self.person.name, project), text)
 
     def _source(self, account: Account, name: str) -> Source:
         return self.parts.images.source(account, self.person.name, name)

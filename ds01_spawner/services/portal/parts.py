@@ -14,7 +14,7 @@ from jupyterhub.utils import url_path_join
 from ds01_spawner.adapters.accounts import FolderAccounts, LinuxAccounts
 from ds01_spawner.adapters.buildhistory import BuildRecords
 from ds01_spawner.adapters.hubservers import HubServers
-from ds01_spawner.adapters.portalnotes import LostPackages
+from ds01_spawner.adapters.portalnotes import Dismissed, LostPackages
 from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core.account import Account
@@ -45,6 +45,7 @@ class Parts:
         images: says what the builder needs to know of a project.
         leaving: what a retire would lose.
         notes: packages that went with a retired container.
+        dismissed: retirements that their users do not want to see any more.
         limits: what a user, in these groups, may have.
         clock: epoch seconds.
     """
@@ -63,6 +64,7 @@ class Parts:
     images: ProjectImages
     leaving: Leaving
     notes: LostPackages
+    dismissed: Dismissed
     limits: Callable[[str, frozenset[str]], Limits]
     clock: Callable[[], float] = field(repr=False)
 

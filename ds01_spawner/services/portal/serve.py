@@ -31,7 +31,7 @@ from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.notebook import Notebooks
 from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
 from ds01_spawner.adapters.observe import Observer
-from ds01_spawner.adapters.portalnotes import LostPackages
+from ds01_spawner.adapters.portalnotes import Dismissed, LostPackages
 from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.adapters.workspace import Workspaces
@@ -54,6 +54,7 @@ from ds01_spawner.services.portal.environment import (
 from ds01_spawner.services.portal.leaving import Leaving
 from ds01_spawner.services.portal.pages import Health, ProjectsPage
 from ds01_spawner.services.portal.parts import Parts
+from ds01_spawner.services.portal.dismissal import DismissPage
 from ds01_spawner.services.portal.servers import RetirePage
 from ds01_spawner.services.portal.settings import Settings
 from ds01_spawner.services.portal.standings import Standings
@@ -96,6 +97,7 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
         alone=BuildLocks(state / "builds" / ".locks").held,
     )
     builds = Builds(builder)
+    culler = CullerFiles(state / "culler")
     async with AsyncExitStack() as stack:
         for close in (engine.close, kit.close, shelf.close):
             stack.callback(close)
@@ -115,7 +117,8 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
                 hub=hub,
                 devices=looker,
                 queue=TicketFile(state / "queue.json").read,
-                clocks=CullerFiles(state / "culler").status,
+                clocks=culler.status,
+                retired=culler.retired,
                 clock=time.time,
             ),
             standings=Standings(builder, time.monotonic),
@@ -125,6 +128,7 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
             images=ProjectImages(builder, settings.default_image),
             leaving=Leaving(settings.hub, settings.network, engine, shelf, notebooks),
             notes=LostPackages(state / "portal"),
+            dismissed=Dismissed(state / "portal" / "dismissed"),
             limits=_limits(settings),
             clock=time.time,
         )
@@ -137,6 +141,7 @@ def application(parts: Parts) -> Application:
         ("", ProjectsPage, given),
         ("health", Health, given),
         ("retire", RetirePage, given),
+        ("dismiss", DismissPage, given),
         ("new", NewProjectPage, given),
         ("p/([^/]+)", ProjectPage, given),
         ("p/([^/]+)/dockerfile", SaveDockerfile, given),
