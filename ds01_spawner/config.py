@@ -24,6 +24,7 @@ from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.engine import Engine
 from ds01_spawner.adapters.eventlog import EventLog
 from ds01_spawner.adapters.hostlock import HostLock
+from ds01_spawner.adapters.hosttime import time_of_day
 from ds01_spawner.adapters.idleclocks import IdleClocks
 from ds01_spawner.adapters.imageprobe import ImageProbe
 from ds01_spawner.adapters.limitsfile import LimitsFile
@@ -38,6 +39,7 @@ from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.allocator import Allocator
 from ds01_spawner.builder import Builder, BuildLimits
+from ds01_spawner.core.idleclock import IdleClock, read_clock, read_status
 from ds01_spawner.core.limits import Limits, Policy, resolve
 from ds01_spawner.core.overview import free_by_kind
 from ds01_spawner.core.project import image_repository
@@ -209,12 +211,24 @@ class Site:
 
     # -- what the hub's own pages ask ---------------------------------------------------------------------------------
 
+    @cached_property
+    def culler_files(self) -> CullerFiles:
+        """What the culler sees and did."""
+        return CullerFiles(self.state_folder / "culler")
+
+    async def idle_clocks(self, user: str) -> dict[str, IdleClock]:
+        """Return what the culler says of a user's servers, by their names."""
+        now = time.time()
+        watched, _ = read_status(await asyncio.to_thread(self.culler_files.status), now)
+        mine = {holder.server: entry for holder, entry in watched.items() if holder.user == user}
+        return {server: read_clock(entry, lambda at: time_of_day(at, now)) for server, entry in mine.items()}
+
     async def retirements(self, user: str, active: Collection[str]) -> tuple[Retirement, ...]:
         """Return what the culler retired of a user's lately, without servers that are active again."""
         return await asyncio.to_thread(self._retirements, user, active)
 
     def _retirements(self, user: str, active: Collection[str]) -> tuple[Retirement, ...]:
-        found = map(decode, CullerFiles(self.state_folder / "culler").retired(user))
+        found = map(decode, self.culler_files.retired(user))
         known = [retirement for retirement in found if retirement is not None]
         return choose(known, active=active, dismissed=self.dismissed.__contains__, now=time.time())
 
@@ -303,7 +317,8 @@ def configure(
     c.JupyterHub.template_vars = {
         **_listed(c, "template_vars", {}),
         "projects_service": portal.SERVICE,
-        # The hub calls what it finds here with the user, for every page; only one page looks.
+        # The hub calls what it finds here for every page; what these return is called by the pages that look.
+        "idle_clocks": lambda _: site.idle_clocks,
         "retirements": lambda _: site.retirements,
     }
     _add_portal(c, site)

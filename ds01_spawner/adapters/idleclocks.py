@@ -9,10 +9,7 @@ from typing import Any
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.core.expectation import Retirements
-from ds01_spawner.core.model import Holder
-
-LATE_PASSES = 3
-"""A culler that has not passed for so long says nothing about now."""
+from ds01_spawner.core.idleclock import servers_of
 
 
 class IdleClocks:
@@ -37,16 +34,6 @@ class IdleClocks:
         stops = {holder: stop for holder, server in servers.items() if (stop := _stop_of(server)) is not None}
         took = status.get("took_seconds")
         return Retirements(float(status["at"]) - (took if isinstance(took, int | float) else 0.0), stops)
-
-
-def servers_of(status: Mapping[str, Any] | None, now: float) -> dict[Holder, Mapping[str, Any]] | None:
-    """Return what a status file says of each server, ``None`` when it is too old or cannot be read."""
-    try:
-        if status is None or not abs(now - float(status["at"])) <= LATE_PASSES * float(status["pass_seconds"]):
-            return None
-        return {Holder(str(one["user"]), str(one["server"])): one for one in status["servers"]}
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _stop_of(server: Mapping[str, Any]) -> float | None:

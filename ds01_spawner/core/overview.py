@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any
 
+from ds01_spawner.core.idleclock import IdleClock
 from ds01_spawner.core.limits import Held, Limits, show
 from ds01_spawner.core.model import DeviceState, DeviceStatus, Holder
+from ds01_spawner.core.wording import duration
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -63,8 +64,7 @@ class Row:
         state: what it is doing.
         image: how its image stands.
         devices: what it holds, for people; empty for none.
-        clock: the idle clock's sentence; empty when there is none.
-        ends: when it would be retired, for people; empty when nothing is counting.
+        clock: what the idle clock says; nothing when the culler does not watch it.
         last_used: for people; empty when unknown.
     """
 
@@ -73,8 +73,7 @@ class Row:
     state: State
     image: Standing
     devices: str = ""
-    clock: str = ""
-    ends: str = ""
+    clock: IdleClock = field(default_factory=IdleClock)
     last_used: str = ""
 
     @property
@@ -117,17 +116,6 @@ def free_by_kind(devices: Iterable[DeviceStatus]) -> dict[str, tuple[int, int]]:
         free, every = counted.get(status.device.kind, (0, 0))
         counted[status.device.kind] = (free + (status.state is DeviceState.FREE), every + 1)
     return dict(sorted(counted.items(), key=lambda item: (item[0] != "gpu", item[0])))
-
-
-def describe_clock(watched: Mapping[str, Any] | None, now: float) -> tuple[str, str]:
-    """Return the idle clock's sentence and when it would end the server, from the culler's status; empty if unknown."""
-    if not watched:
-        return "", ""
-    text = str(watched.get("text") or "")
-    stop_at = watched.get("stop_at")
-    if not isinstance(stop_at, int | float):
-        return text, ""
-    return text, f"in {span(stop_at - now)}" if stop_at > now else "now"
 
 
 def ago(when: str, now: float) -> str:
@@ -206,11 +194,11 @@ def describe_limits(limits: Limits) -> tuple[str, ...]:
     """Return what else limits each of a person's servers, one sentence each."""
     sentences = [
         f"Each project may use {limits.max_cpus:g} processors and {limits.memory_bytes / 2**30:g} GiB of memory.",
-        f"It is retired after {span(limits.idle_seconds)} without activity."
+        f"It is retired after {duration(limits.idle_seconds)} without activity."
         if limits.idle_seconds is not None
         else "It is not retired for being idle.",
     ]
     if limits.max_runtime_seconds is not None:
-        sentences.append(f"It runs for at most {span(limits.max_runtime_seconds)} at a time.")
+        sentences.append(f"It runs for at most {duration(limits.max_runtime_seconds)} at a time.")
     sentences += [f"You are {exemption}." for exemption in limits.exemptions]
     return tuple(sentences)

@@ -60,14 +60,6 @@ def test_limits_show_use_and_what_is_left_unlimited() -> None:
     assert (unlimited.most, unlimited.percent, unlimited.sentence) == (None, 0, "0 in use, no limit")
 
 
-def test_the_idle_clock_is_the_cullers_own_sentence() -> None:
-    """What the page says of the end is what the culler decided, and nothing where it says nothing."""
-    assert overview.describe_clock(None, 0) == ("", "")
-    assert overview.describe_clock({"text": "In use (kernel).", "stop_at": None}, 0) == ("In use (kernel).", "")
-    assert overview.describe_clock({"text": "Idle.", "stop_at": 700.0}, 100.0) == ("Idle.", "in 10 minutes")
-    assert overview.describe_clock({"text": "Idle.", "stop_at": 50.0}, 100.0) == ("Idle.", "now")
-
-
 def test_times_are_told_as_people_do() -> None:
     """Ages, spans and durations, and nothing for what is no date."""
     assert overview.ago("2026-03-01T12:00:00Z", 1772366400 + 3 * 3600) == "3 hours ago"
@@ -81,5 +73,6 @@ def test_limits_are_sentences() -> None:
     exempt = Exemption("ada", idle=True, runtime=False, reason="course", until=None)
     told = overview.describe_limits(Limits(idle_seconds=None, max_runtime_seconds=None, exemptions=(exempt,)))
     assert "It is not retired for being idle." in told
+    assert "It is retired after 90 minutes without activity." in overview.describe_limits(Limits(idle_seconds=5400))
     assert told[-1] == "You are exempt from the idle time: course."
     assert not any("at most" in sentence for sentence in told)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
+from ds01_spawner.adapters.hosttime import day_and_time, time_of_day
 from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.core import wording
 from ds01_spawner.core.idleness import Decision, Delivery, Reason, Retire, Warn
@@ -21,8 +22,6 @@ from ds01_spawner.services.culler.settings import Settings
 from ds01_spawner.services.culler.watch import Watch, encode_delivery
 
 log = logging.getLogger("ds01_spawner.culler")
-
-_FAR_SECONDS = 12 * 3600
 
 
 class Events(Protocol):
@@ -139,7 +138,7 @@ class Acts:
     async def end(self, watch: Watch, decision: Retire, *, took_seconds: float, stopped: bool) -> None:
         """Record the end of a server and tell of it."""
         kind = "maintenance.runtime_kill" if decision.rule is Rule.RUN else "maintenance.idle_kill"
-        clock = self._time_of_day(self._wall())
+        clock = time_of_day(self._wall(), self._wall())
         text = wording.farewell(decision, watch.rules, project=watch.project, clock=clock)
         samples = wording.evidence(watch.samples, watch.rules, self._clock())
         sent = await self.channels.bid_farewell(watch, self._message("retired", watch, decision, text))
@@ -157,7 +156,7 @@ class Acts:
                     "server": watch.server.name,
                     "project": watch.project,
                     "at": self._wall(),
-                    "when": f"{datetime.fromtimestamp(self._wall(), UTC).astimezone():%A %d %B, %H:%M}",
+                    "when": day_and_time(self._wall()),
                     "text": text,
                     "why": self._why(watch, decision),
                     "samples": samples,
@@ -190,7 +189,7 @@ class Acts:
             decision,
             watch.rules,
             project=watch.project,
-            stop_clock=self._time_of_day(self._wall() + (decision.stop_in_seconds or 0)),
+            stop_clock=time_of_day(self._wall() + (decision.stop_in_seconds or 0), self._wall()),
             keep_alive_seconds=watch.limits.keepalive_seconds,
         )
         message = self._message("warn", watch, decision, text)
@@ -268,7 +267,3 @@ class Acts:
             "stop_at": None if stop_in is None else datetime.fromtimestamp(self._wall() + stop_in, UTC).isoformat(),
             "text": text,
         }
-
-    def _time_of_day(self, wall: float) -> str:
-        when = datetime.fromtimestamp(wall, UTC).astimezone()
-        return f"{when:%H:%M}" if wall - self._wall() < _FAR_SECONDS else f"{when:%A %H:%M}"

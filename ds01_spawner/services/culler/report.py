@@ -8,6 +8,7 @@ from typing import Any
 
 from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.core import wording
+from ds01_spawner.core.activity import Use
 from ds01_spawner.core.idleness import Decision, Keep, Reason, Retire, Warn
 from ds01_spawner.core.idlerules import Demand
 from ds01_spawner.services.culler.watch import Watch
@@ -88,6 +89,9 @@ def describe_server(watch: Watch, *, wall: float, now: float) -> dict[str, Any]:
         }
     if watch.decision is None:
         return described | {"decision": "keep", "reason": Reason.UNKNOWN, "text": "Kept, because looking at it failed."}
+    clock = watch.decision.clock
+    # Idleness is measured by a clock that nobody sets; only here it becomes a time of day.
+    described["idle_since"] = wall + clock.since - now if clock.newest is Use.IDLE else None
     return described | describe_decision(watch.decision, watch, wall=wall)
 
 
@@ -104,6 +108,7 @@ def describe_decision(decision: Decision, watch: Watch, *, wall: float) -> dict[
         "signals": list(decision.clock.signals),
         "idle_seconds": _rounded(decision.clock.idle_seconds),
         "idle_limit_seconds": decision.limit_seconds,
+        "usual_idle_limit_seconds": watch.rules.idle_seconds,
         "in_demand": decision.in_demand,
         "device_idle_seconds": _rounded(decision.device_idle_seconds),
         "counting": watch.rules.counting,

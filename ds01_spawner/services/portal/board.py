@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ds01_spawner.adapters.hubservers import ServerRecord
-from ds01_spawner.adapters.idleclocks import servers_of
-from ds01_spawner.core import retirements, tickets
+from ds01_spawner.core import idleclock, retirements, tickets
 from ds01_spawner.core.allocation import Snapshot
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.retirements import Retirement
@@ -119,7 +118,7 @@ class Board:
 
     async def _see(self) -> Look:
         problems: list[str] = []
-        servers, snapshot, queue, clocks, retired = await asyncio.gather(
+        servers, snapshot, queue, (clocks, blindness), retired = await asyncio.gather(
             _or_none(self._hub.active(), problems),
             _or_none(self._devices.snapshot(FRESH_SECONDS), problems),
             asyncio.to_thread(self._read_queue),
@@ -128,6 +127,8 @@ class Board:
         )
         if snapshot is not None and snapshot.problem:
             problems.append(snapshot.problem)
+        if blindness:
+            problems.append(blindness)
         self._last = Look(
             at=self._clock(),
             servers=servers or {},
@@ -147,11 +148,8 @@ class Board:
             return ()
         return tuple(sorted(found, key=lambda ticket: ticket.sequence))
 
-    def _read_clocks(self) -> dict[Holder, Mapping[str, Any]]:
-        try:
-            return servers_of(self._clocks(), self._clock()) or {}
-        except OSError:
-            return {}
+    def _read_clocks(self) -> tuple[dict[Holder, Mapping[str, Any]], str]:
+        return idleclock.read_status(self._clocks(), self._clock())
 
     def _read_retired(self) -> dict[str, tuple[Retirement, ...]]:
         found: defaultdict[str, tuple[Retirement, ...]] = defaultdict(tuple)

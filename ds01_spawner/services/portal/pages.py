@@ -8,10 +8,12 @@ from urllib.parse import quote
 
 from jupyterhub.utils import url_path_join
 
+from ds01_spawner.adapters.hosttime import time_of_day
 from ds01_spawner.adapters.hubservers import ServerRecord
 from ds01_spawner.core import overview, packages, retirements
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Source
+from ds01_spawner.core.idleclock import IdleClock, read_clock
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.overview import Row, ServerSeen, Standing, State
 from ds01_spawner.core.project import Dockerfile, server_name
@@ -126,7 +128,8 @@ class ProjectsPage(Page):
         last = record or stopped.get(server)
         seen = ServerSeen(record.ready, record.pending, record.last_activity) if record else None
         newest = self.parts.records.newest(self.parts.images.repository(self.person.name, name))
-        clock, ends = overview.describe_clock(look.clocks.get(holder), look.at)
+        watched = look.clocks.get(holder) if seen else None
+        clock = read_clock(watched, lambda at: time_of_day(at, look.at)) if watched else IdleClock()
         return Row(
             name=name,
             server=server,
@@ -137,8 +140,7 @@ class ProjectsPage(Page):
             ),
             image=standing,
             devices=overview.describe_held(look.snapshot.devices, holder) if look.snapshot else "",
-            clock=clock if seen else "",
-            ends=ends if seen else "",
+            clock=clock,
             last_used=overview.ago(last.last_activity, look.at) if last and last.last_activity else "",
         )
 
