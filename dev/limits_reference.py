@@ -101,6 +101,8 @@ def default(key: str) -> str:
         return f"{value // 1024**3}g"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        return value
     if attribute == "max_gpu_equivalents":
         return show(value)
     return f"{value / UNITS.get(key[-2:], 1):.10g}"

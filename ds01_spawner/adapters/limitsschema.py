@@ -21,12 +21,14 @@ from ds01_spawner.adapters.limitsvalues import (
     YesOrNo,
     count,
     number,
+    one_of,
     or_none,
     show_value,
     size,
     times,
 )
 from ds01_spawner.adapters.yamllines import Document, Path
+from ds01_spawner.core.activity import Counting
 
 
 class _Section(BaseModel):
@@ -64,8 +66,16 @@ class Policies(_Section):
     high_demand_threshold: Annotated[Any, BeforeValidator(_Share)] = Field(
         default=None, description="Share of the devices held from which on idle times are shortened."
     )
-    high_demand_idle_reduction: Annotated[Any, BeforeValidator(_Share)] = Field(
-        default=None, description="What idle times are multiplied with then."
+    high_demand_idle_reduction: Annotated[
+        Any, BeforeValidator(number("a share from 0.1 to 1, such as 0.5", least=0.1, most=1))
+    ] = Field(
+        default=None,
+        description="What the idle time of a server that holds a device is multiplied with then; 1 shortens nothing.",
+    )
+    counting: Annotated[Any, BeforeValidator(one_of(Counting))] = Field(
+        default=None,
+        description="What counts as use of a server that holds a device: see "
+        "[what counts](idleness.md#what-counts). One that only uses the processor is kept by `work`, not by `gpu`.",
     )
 
 

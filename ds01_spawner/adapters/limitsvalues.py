@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -144,6 +145,20 @@ def _end(value: Any) -> float | None:
 def count(accepted: str, *, least: int, most: int) -> Parser:
     """Return a parser for a whole number in a range."""
     return number(accepted, least=least, most=most, whole=True)
+
+
+def one_of(choices: type[StrEnum]) -> Parser:
+    """Return a parser for one of some words."""
+    *others, last = choices
+    accepted = f"{', '.join(others)} or {last}"
+
+    def parse(value: Any) -> StrEnum:
+        try:
+            return choices(value)
+        except ValueError as error:
+            raise ValueError(accepted) from error
+
+    return parse
 
 
 HOURS = times(

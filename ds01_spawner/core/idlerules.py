@@ -89,16 +89,13 @@ class Demand:
         return bool(self.devices) and self.held is not None and self.held >= share * (self.devices or 0)
 
 
-def rules_of(
-    limits: Limits, *, lead_seconds: tuple[float, ...], notice_seconds: float, counting: Counting, gap_seconds: float
-) -> Rules:
+def rules_of(limits: Limits, *, lead_seconds: tuple[float, ...], notice_seconds: float, gap_seconds: float) -> Rules:
     """Return the rules that a user's limits make.
 
     Args:
         limits: resolved for the user, exemptions included.
         lead_seconds: how long before the end a user is warned, longest first.
         notice_seconds: the least time between a delivered warning and the end.
-        counting: what counts as use of a server that holds a device.
         gap_seconds: the longest time without knowledge that an idle time survives.
     """
     return Rules(
@@ -107,7 +104,7 @@ def rules_of(
         grace_seconds=limits.grace_seconds,
         lead_seconds=lead_seconds,
         notice_seconds=notice_seconds,
-        counting=counting,
+        counting=limits.counting,
         thresholds=Thresholds(
             gpu_percent=limits.gpu_idle_percent,
             cpu_cores=limits.cpu_idle_percent / 100,

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
+from ds01_spawner.core.activity import Counting
 from ds01_spawner.core.model import Device, Request
 from ds01_spawner.errors import LimitReached
 
@@ -44,7 +45,8 @@ class Limits:
         cpu_idle_percent: processor use below this is idle; 100 is one processor.
         network_idle_bytes_per_minute: traffic below this, in and out together, is idle.
         high_demand_threshold: share of the devices held from which on the idle time is shortened, 0 to 1.
-        high_demand_idle_reduction: what the idle time is multiplied with then, 0 to 1.
+        high_demand_idle_reduction: what the idle time is multiplied with then, above 0 and at most 1.
+        counting: what counts as use of a server that holds a device.
         priority: 1 to 100; who waits with a higher one goes first.
         group: the group whose values apply, for show.
         exemptions: those in force.
@@ -68,6 +70,7 @@ class Limits:
     network_idle_bytes_per_minute: float = 1024**2
     high_demand_threshold: float = 0.8
     high_demand_idle_reduction: float = 0.5
+    counting: Counting = Counting.WORK
     priority: int = 10
     group: str = ""
     exemptions: tuple[Exemption, ...] = ()

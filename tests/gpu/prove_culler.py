@@ -92,9 +92,7 @@ class PlayedHub:
 
 def make_culler(lab: Lab, hub: PlayedHub, folder: Path, counting: Counting) -> tuple[Culler, DeviceMeter]:
     """Put the culler together as the service does."""
-    settings = Settings(
-        hub="proof", folder=folder, events=folder / "events.jsonl", pass_seconds=PASS_SECONDS, counting=counting
-    )
+    settings = Settings(hub="proof", folder=folder, events=folder / "events.jsonl", pass_seconds=PASS_SECONDS)
     threads = ThreadPoolExecutor(4)
     reader = ActivityReader(EngineInspector(), hub)
     meter = DeviceMeter(lab.nvml)
@@ -104,7 +102,7 @@ def make_culler(lab: Lab, hub: PlayedHub, folder: Path, counting: Counting) -> t
         meter=meter,
         reader=reader,
         find_account=lambda user: Account(user, 1, 1, (1,), Path("/nonexistent")),
-        limits=lambda user, groups: Limits(idle_seconds=IDLE_SECONDS, grace_seconds=0),
+        limits=lambda user, groups: Limits(idle_seconds=IDLE_SECONDS, grace_seconds=0, counting=counting),
         queue=lambda: None,
         threads=threads,
         clock=time.monotonic,

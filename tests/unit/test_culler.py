@@ -14,6 +14,7 @@ from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.eventlog import MAX_LINE_BYTES, EventLog
 from ds01_spawner.core import retirements, wording
 from ds01_spawner.core.account import Account
+from ds01_spawner.core.activity import Counting
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
 from ds01_spawner.services.culler.__main__ import main
@@ -402,12 +403,12 @@ async def test_an_unused_device_is_mentioned(site: FakeSite, tmp_path: Path) -> 
     assert [message["text"][:46] for message in site.sent] == ["The GPU of thesis has done nothing for 30 minu"]
 
 
-async def test_what_counts_may_differ_by_group(site: FakeSite, tmp_path: Path) -> None:
+async def test_what_counts_is_the_limits_to_say(site: FakeSite, tmp_path: Path) -> None:
     """Where only the GPU counts, the same CPU work does not keep the server."""
     server = site.start("ada", devices=["GPU-0"])
     server.cpu_cores = 1
-    site.limits = Limits(group="student", grace_seconds=0)
-    await site.watch(site.culler(tmp_path, counting_by_group={"student": "gpu"}), HOUR)
+    site.limits = Limits(grace_seconds=0, counting=Counting.GPU)
+    await site.watch(site.culler(tmp_path), HOUR)
     assert len(site.stopped) == 1
 
 
@@ -568,7 +569,6 @@ def test_settings_survive_the_environment(tmp_path: Path) -> None:
         events=tmp_path / "events.jsonl",
         warn_seconds=(60.0, 20.0),
         notice_seconds=10.0,
-        counting_by_group={"student": "gpu"},  # type: ignore[dict-item]
         command=("mail", "-s"),
         docker={"base_url": "unix://x"},
     )
@@ -584,7 +584,6 @@ def test_settings_survive_the_environment(tmp_path: Path) -> None:
         '{"hub": "lab"}',
         '{"hub": "lab", "folder": "/x", "events": "/y", "unknown": 1}',
         '{"hub": "lab", "folder": "/x", "events": "/y", "pass_seconds": 0}',
-        '{"hub": "lab", "folder": "/x", "events": "/y", "counting": "everything"}',
         '{"hub": "lab", "folder": "/x", "events": "/y", "warn_seconds": [300, 900]}',
         '{"hub": "lab", "folder": "/x", "events": "/y", "webhook": "file:///etc/passwd"}',
     ],

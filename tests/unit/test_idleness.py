@@ -397,9 +397,10 @@ def test_rules_come_from_the_users_limits() -> None:
         network_idle_bytes_per_minute=600,
         high_demand_threshold=0.7,
         high_demand_idle_reduction=0.25,
+        counting=Counting.GPU,
         exemptions=(Exemption("ada", idle=True, runtime=False, reason="thesis", until=None),),
     )
-    made = rules_of(limits, lead_seconds=(60, 30), notice_seconds=20, counting=Counting.GPU, gap_seconds=200)
+    made = rules_of(limits, lead_seconds=(60, 30), notice_seconds=20, gap_seconds=200)
     assert made == Rules(
         idle_seconds=None,
         run_seconds=48 * HOUR,

@@ -15,6 +15,8 @@ from ds01_spawner.adapters import limitsold
 from ds01_spawner.adapters.limitsfile import LimitsFile, linux_groups_of, read_contents
 from ds01_spawner.adapters.limitsschema import Policies, Values
 from ds01_spawner.adapters.yamllines import MAX_BYTES, YamlRefused, parse
+from ds01_spawner.core.activity import Counting
+from ds01_spawner.core.idlerules import rules_of
 from ds01_spawner.core.limits import Limits, resolve
 from ds01_spawner.errors import LimitsFileInvalid
 
@@ -50,6 +52,23 @@ class Events:
     def record(self, kind: str, /, *, user: str = "", **details: Any) -> None:
         """Keep an event."""
         self.kept.append((kind, details))
+
+
+@pytest.mark.parametrize(
+    ("idle", "policies"),
+    [
+        ("0.016667", {"high_demand_idle_reduction": 0.1, "high_demand_threshold": 0, "grace_period_m": 0}),
+        ("8760", {"high_demand_idle_reduction": 1, "high_demand_threshold": 1, "grace_period_m": 1440}),
+        ("null", {"gpu_idle_threshold": 0, "cpu_idle_threshold": 0, "network_idle_threshold": 0}),
+        ("0.5", {"gpu_idle_threshold": 100, "cpu_idle_threshold": 100_000, "network_idle_threshold": 10**15}),
+    ],
+)
+def test_the_culler_takes_whatever_the_file_may_say(idle: str, policies: dict[str, float], write: Write) -> None:
+    """The ends of every range make rules that can be judged by; what those would refuse is refused with its line."""
+    lines = "".join(f"  {key}: {value}\n" for key, value in policies.items())
+    limits = LimitsFile(write(f"defaults:\n  idle_timeout_h: {idle}\npolicies:\n{lines}")).limits("ada")
+    rules = rules_of(limits, lead_seconds=(900.0, 300.0), notice_seconds=300.0, gap_seconds=300.0)
+    assert rules.demand_factor == policies.get("high_demand_idle_reduction", 0.5)
 
 
 GOLDEN = {
@@ -105,6 +124,7 @@ POLICIES = {
     "sigterm_grace_s": ("5", "sigterm_grace_seconds", 5),
     "high_demand_threshold": ("0.5", "high_demand_threshold", 0.5),
     "high_demand_idle_reduction": ("0.25", "high_demand_idle_reduction", 0.25),
+    "counting": ("gpu", "counting", Counting.GPU),
 }
 
 
@@ -237,6 +257,14 @@ REFUSED = {
     "80 percent": (
         "policies:\n  high_demand_threshold: 80\n",
         "limits.yaml:2: policies.high_demand_threshold must be a share from 0 to 1, such as 0.8, not 80",
+    ),
+    "no idle time at all": (
+        "policies:\n  high_demand_idle_reduction: 0\n",
+        "limits.yaml:2: policies.high_demand_idle_reduction must be a share from 0.1 to 1, such as 0.5, not 0",
+    ),
+    "what counts": (
+        "groups:\n  a:\n    policies:\n      counting: everything\n",
+        "limits.yaml:4: groups.a.policies.counting must be anything, work or gpu, not everything",
     ),
     "octal": ("defaults:\n  pids_limit: 04096\n", "not 04096"),
     "few processes": ("defaults:\n  pids_limit: 3\n", "from 64 to"),

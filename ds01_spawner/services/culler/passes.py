@@ -239,7 +239,6 @@ class Culler:
             watch.limits,
             lead_seconds=self._settings.warn_seconds,
             notice_seconds=self._settings.notice_seconds,
-            counting=self._settings.counting_by_group.get(watch.limits.group, self._settings.counting),
             gap_seconds=self._settings.gap_seconds,
         )
         watch.keep_alive_seconds = await self._acts.channels.keep_alive_seconds(watch)

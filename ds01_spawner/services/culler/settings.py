@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ds01_spawner.core.activity import Counting
 from ds01_spawner.core.idlerules import Rules
 
 VARIABLE: Final = "DS01_CULLER"
@@ -41,8 +40,6 @@ class Settings:
         pass_seconds: time between two passes.
         warn_seconds: how long before its end a user is warned, longest first.
         notice_seconds: the least time between a delivered warning and the end.
-        counting: what counts as use of a server that holds a device: ``anything``, ``work`` or ``gpu``.
-        counting_by_group: other values of it for groups of the limits file.
         command: is run for each message, with the message as JSON on its standard input; empty for none.
         webhook: each message is posted to this address as JSON; empty for none.
     """
@@ -58,8 +55,6 @@ class Settings:
     pass_seconds: float = 60.0
     warn_seconds: tuple[float, ...] = (900.0, 300.0)
     notice_seconds: float = 300.0
-    counting: Counting = Counting.WORK
-    counting_by_group: Mapping[str, Counting] = field(default_factory=dict, hash=False)
     command: tuple[str, ...] = ()
     webhook: str = ""
 
@@ -98,9 +93,6 @@ class Settings:
             for key in ("warn_seconds", "command"):
                 if key in found:
                     found[key] = tuple(found[key])
-            if "counting" in found:
-                found["counting"] = Counting(found["counting"])
-            found["counting_by_group"] = {k: Counting(v) for k, v in found.get("counting_by_group", {}).items()}
             return cls(**found)
         except SettingsRefused:
             raise
