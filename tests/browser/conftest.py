@@ -39,7 +39,7 @@ PEOPLE = frozenset(
         "sven", "tina", "uma", "vera", "will", "xena", "yara", "zoe", "abel",
         "bea", "carl", "dana", "erik", "fred", "gus", "hana", "ines", "jo",
         "kim", "victim", "mallory", "forge", "gets", "linda", "huge", "cspia", "axel-light",
-        "axel-dark", "ben", "cleo", "dora", "hugo",
+        "axel-dark", "ben", "cleo", "dora", "hugo", "wanda", "finn",
     ]
 )  # fmt: skip
 """Everybody in the browser tests and the screenshots."""
@@ -183,9 +183,9 @@ def devices_taken(site: Site) -> Iterator[None]:
 
 
 @contextmanager
-def taken(site: Site) -> Iterator[None]:
-    """Hold every simulated device of a site with a container that is not the hub's."""
-    uuids = ",".join(simulated_uuid(site.name, number) for number in range(4))
+def taken(site: Site, *numbers: int) -> Iterator[None]:
+    """Hold simulated devices of a site, all or those named, with a container that is not the hub's."""
+    uuids = ",".join(simulated_uuid(site.name, number) for number in numbers or range(4))
     holder = docker("run", "--detach", "--label", f"ds01.gpu.uuids={uuids}", "ds01/debian:13", "sleep", "600")
     try:
         yield

@@ -1,5 +1,6 @@
 """The hub of the browser tests: limits that can be reached, and an image with pip for projects of their own."""
 
+import json
 import os
 from pathlib import Path
 
@@ -41,4 +42,5 @@ configure(
     network=os.environ["DS01_TEST_HUB"],
     simulated_gpus=4,
     limits_file=limits,
+    culler=json.loads(os.environ.get("DS01_TEST_CULLER", "{}")),
 )

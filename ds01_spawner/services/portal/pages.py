@@ -69,6 +69,7 @@ class ProjectsPage(Page):
             "uses": overview.describe_use(limits, holding),
             "limits": overview.describe_limits(limits),
             "group": limits.group,
+            "has_no_project": not rows and not problem,
             "problems": [text for text in (problem, *look.problems) if text],
             "poll": BUSY_MILLISECONDS if any(row.is_busy for row in rows) else QUIET_MILLISECONDS,
             "states": State,
