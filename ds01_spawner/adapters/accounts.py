@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import grp
+import math
 import os
 import pwd
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +30,11 @@ ID_MAX = 2**31 - 1
 
 _NOBODY = frozenset({65534, 65535})
 """Everybody whom NFS or a user namespace could not place; so a folder of theirs could be anyone's."""
+
+_LOOK_SECONDS = 1.0
+"""For how long a look at all homes is enough; nobody but root changes who owns one."""
+
+_TICK_NANOSECONDS = 100_000_000
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
@@ -88,13 +97,18 @@ class FolderAccounts:
     Args:
         root: the site root; made when missing, and writable by root alone.
         first_uid: the first id to give out.  The default is above the ranges of SSSD, systemd and subordinate ids.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, root: Path, first_uid: int = 2_100_000_000) -> None:
+    def __init__(self, root: Path, first_uid: int = 2_100_000_000, clock: Callable[[], float] = time.monotonic) -> None:
         if not 1000 <= first_uid <= ID_MAX:  # noqa: PLR2004 -- ids below belong to the system
             raise ValueError(f"first_uid is {first_uid}. Use a number from 1000 to {ID_MAX}.")
         self._root = root
         self._first_uid = first_uid
+        self._clock = clock
+        self._looking = threading.Lock()
+        self._looked_at = (-math.inf, 0)
+        self._homes_of: Mapping[int, Sequence[str]] = {}
 
     def find(self, user: str) -> Account:
         """Return the account of a JupyterHub user; the first call makes the folder and its ``workspace``.
@@ -185,6 +199,23 @@ class FolderAccounts:
                     if not entry.name.startswith("."):
                         yield entry.name, entry.stat(follow_symlinks=False).st_uid
 
+    def _homes(self) -> Mapping[int, Sequence[str]]:
+        """Return the names of homes by their owner, as of at most a second ago and never from before a new one.
+
+        Finding everybody at once, as the culler does when it starts, would otherwise look at everybody for each.
+        """
+        with self._looking:
+            at, modified = self._clock(), self._root.stat().st_mtime_ns
+            looked_at, seen = self._looked_at
+            if modified != seen or at - looked_at >= _LOOK_SECONDS:
+                found = defaultdict[int, list[str]](list)
+                for name, uid in self._owners():
+                    found[uid].append(name)
+                # A folder that comes in the same tick of the file system's clock would not change the date again.
+                is_settled = time.time_ns() - modified > _TICK_NANOSECONDS
+                self._homes_of, self._looked_at = found, (at if is_settled else -math.inf, modified)
+            return self._homes_of
+
     def _owner(self, home: Path) -> int:
         status = home.lstat()
         uid = status.st_uid
@@ -194,7 +225,7 @@ class FolderAccounts:
         elif not self._first_uid <= uid <= ID_MAX:
             problem = f"belongs to user id {uid}, which is below this site's first one, {self._first_uid}"
         else:
-            twins = [name for name, owner in self._owners() if name != home.name and owner == uid]
+            twins = [name for name in self._homes().get(uid, ()) if name != home.name]
             if twins:
                 problem = f"has the same owner, user id {uid}, as {quoted(twins[0])}"
         if problem:

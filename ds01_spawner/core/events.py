@@ -30,7 +30,6 @@ KINDS: Mapping[str, str] = {
     "maintenance.keep": "a user asked for a server to be kept longer",
     "maintenance.idle_kill": "an idle server was retired",
     "maintenance.runtime_kill": "a server at its run limit was retired",
-    "maintenance.runtime_exempt": "a server past its limit was kept because of an exemption",
     "maintenance.cleanup": "something left over was removed",
     "resource.oom_kill": "a server ran out of its memory limit",
     "detection.unmanaged_container": "a container that is not the hub's holds a device",

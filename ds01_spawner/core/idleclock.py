@@ -94,11 +94,13 @@ def _now(watched: Mapping[str, Any], clock: Callable[[float], str]) -> str:
 
 
 def _end(watched: Mapping[str, Any], clock: Callable[[float], str]) -> str:
-    """Return when and by which rule it would be retired."""
-    stop_at = watched.get("stop_at")
-    if watched.get("rule") == Rule.RUN and stop_at is not None:
-        longest = f"it will have run for {duration(watched['run_limit_seconds'])}, the longest that is allowed."
-        return f"Retired at {clock(stop_at)}, whatever it does: {longest}"
+    """Return when and by which rule it would be retired; the rule alone where a warning names the time."""
+    stop_at = None if watched.get("warned") else watched.get("stop_at")
+    if watched.get("rule") == Rule.RUN:
+        have_run = f"have run for {duration(watched['run_limit_seconds'])}, the longest that is allowed."
+        if stop_at is None:
+            return f"It will then {have_run}"
+        return f"Retired at {clock(stop_at)}, whatever it does: it will {have_run}"
     if watched.get("idle_limit_seconds") is None:
         return ""
     limit = duration(watched["idle_limit_seconds"])

@@ -35,6 +35,7 @@ def picture(page: Page, name: str) -> None:
     folder = os.environ.get("DS01_TEST_PICTURES")
     for scheme in ("light", "dark") if folder else ():
         page.evaluate("scheme => document.documentElement.setAttribute('data-bs-theme', scheme)", scheme)
+        page.wait_for_timeout(300)
         page.screenshot(path=Path(folder or "") / f"{name}-{scheme}.png", full_page=True)
 
 
@@ -103,6 +104,7 @@ def see_the_end(page: Page) -> None:
     picture(page, "retired")
     for scheme in ("light", "dark"):
         page.evaluate("scheme => document.documentElement.setAttribute('data-bs-theme', scheme)", scheme)
+        page.wait_for_timeout(300)  # colours fade
         check(page, f"retired, {scheme}")
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

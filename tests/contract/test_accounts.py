@@ -6,6 +6,7 @@ import os
 import pwd
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,58 @@ def test_a_home_that_is_not_the_persons_alone_is_refused(tmp_path: Path, spoil: 
     spoil(home)  # type: ignore[operator]
     with pytest.raises(AccountUnavailable, match=words):
         people.find("alice")
+
+
+@needs_root
+def test_a_second_owner_is_noticed_however_it_came_about(tmp_path: Path) -> None:
+    """A folder that came from elsewhere is noticed at once, a changed owner at the next look, a second later."""
+    now = 0.0
+    people = FolderAccounts(tmp_path, clock=lambda: now)
+    ada, bob = people.find("ada"), people.find("bob")
+    os.utime(tmp_path, (1, 1))  # long ago, so that a look at it is kept
+    people.find("ada")
+    copy = tmp_path / "copy-of-ada"
+    copy.mkdir()
+    os.chown(copy, ada.uid, ada.uid)
+    with pytest.raises(AccountUnavailable, match="same owner"):
+        people.find("ada")
+    copy.rmdir()
+    os.utime(tmp_path, (2, 2))
+    assert people.find("ada") == ada
+    os.chown(bob.home, ada.uid, ada.uid)
+    now = 1.0
+    for user in ("ada", "bob"):
+        with pytest.raises(AccountUnavailable, match="same owner"):
+            people.find(user)
+
+
+@needs_root
+def test_a_folder_that_comes_in_the_same_tick_is_noticed(tmp_path: Path) -> None:
+    """A file system dates by its own clock's ticks: two changes, and a look between them, may have one date."""
+    people = FolderAccounts(tmp_path, clock=lambda: 0.0)
+    ada = people.find("ada")
+    tick = time.time_ns()
+    os.utime(tmp_path, ns=(tick, tick))
+    people.find("ada")
+    (tmp_path / "copy-of-ada").mkdir()
+    os.chown(tmp_path / "copy-of-ada", ada.uid, ada.uid)
+    os.utime(tmp_path, ns=(tick, tick))
+    with pytest.raises(AccountUnavailable, match="same owner"):
+        people.find("ada")
+
+
+@needs_root
+def test_finding_everybody_looks_at_everybody_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand people are found in the time of a thousand, not of a million."""
+    makes = FolderAccounts(tmp_path)
+    made = [makes.find(f"user{number}") for number in range(20)]
+    os.utime(tmp_path, (1, 1))
+    looks: list[Path] = []
+    scan = os.scandir
+    monkeypatch.setattr(accounts.os, "scandir", lambda path: looks.append(path) or scan(path))
+    people = FolderAccounts(tmp_path, clock=lambda: 0.0)
+    assert [people.find(f"user{number}") for number in range(20)] == made
+    assert looks == [tmp_path]
 
 
 @needs_root

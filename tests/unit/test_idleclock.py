@@ -50,7 +50,9 @@ async def test_an_idle_server_counts_down_to_its_warning(watched: Watched) -> No
     quiet = await watched.after(11)
     assert quiet == IdleClock("", ("Idle since 1'.", "Retired at 31' unless it is used: the idle limit is 30 minutes."))
     warned = await watched.after(10)
-    assert warned.warning == "Will be retired at 31'. Use it and it stays."
+    assert warned == IdleClock(
+        "Will be retired at 31'. Use it and it stays.", ("Idle since 1'.", "The idle limit is 30 minutes.")
+    )
     watched.server.cpu_cores = 1.0
     used = await watched.after(1)
     assert used == IdleClock("", ("In use (cpu).", "The idle limit is 30 minutes."))
@@ -82,11 +84,15 @@ async def test_the_longest_run_is_not_said_to_depend_on_use(watched: Watched) ->
     """Nobody is told that using a server helps where it does not."""
     watched.site.limits = Limits(grace_seconds=0, max_runtime_seconds=60 * MINUTE)
     watched.server.cpu_cores = 1.0
-    near = await watched.after(50)
-    assert near.warning == "Will be retired at 60'. Save what you need."
-    assert near.lines == (
+    far = await watched.after(40)
+    assert far.lines == (
         "In use (cpu).",
         "Retired at 60', whatever it does: it will have run for 60 minutes, the longest that is allowed.",
+    )
+    near = await watched.after(10)
+    assert near == IdleClock(
+        "Will be retired at 60'. Save what you need.",
+        ("In use (cpu).", "It will then have run for 60 minutes, the longest that is allowed."),
     )
 
 
