@@ -66,6 +66,17 @@ def servers_of(status: Mapping[str, Any] | None, now: float) -> dict[Holder, Map
         return None
 
 
+def end_in_sight(watched: Mapping[str, Any]) -> float | None:
+    """Return when a server ends as things stand, seconds since the epoch; ``None`` while nothing counts down.
+
+    A server in use, or one of which something is unknown, is not counted down to its idle limit: that would be a time
+    which only comes nearer once it is idle.
+    """
+    stop_at = watched.get("stop_at")
+    counts_down = watched.get("rule") == Rule.RUN or watched.get("reason") in _COUNTING_DOWN | {Reason.KEEP_ALIVE}
+    return float(stop_at) if counts_down and stop_at is not None else None
+
+
 def read_clock(watched: Mapping[str, Any], clock: Callable[[float], str]) -> IdleClock:
     """Return what is said of a server.
 

@@ -136,6 +136,6 @@ def test_a_retirement_is_dismissed_for_good(site: Site, visit: Callable[..., Vis
     expect(card).to_be_hidden()
     finn.visit("/hub/home")
     expect(page.get_by_text("Nothing of yours is running.")).to_be_visible()
-    assert "was retired" not in page.content()
+    expect(page.get_by_role("heading", name="quiet was retired")).to_be_hidden()
     finn.visit(PROJECTS)
     expect(card).to_be_hidden()

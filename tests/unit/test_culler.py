@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -527,20 +528,29 @@ async def test_memory_stays_flat(site: FakeSite, tmp_path: Path) -> None:
 async def test_the_command_line_shows_what_the_culler_sees(
     site: FakeSite, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--dry-run lists every server with its reason, --explain the clock of one, running or ended."""
+    """--dry-run lists every server with its end and reason, --explain the clock of one, running or ended."""
     site.start("ada", devices=["GPU-0"])
     site.start("bob").cpu_cores = 1
+    site.start("cleo").unreadable = True
     culler = site.culler(tmp_path)
     await site.watch(culler, 20 * MINUTE)
     monkeypatch.setattr("time.time", lambda: site.wall + site.now)
     assert main(["--dry-run", "--folder", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "keep   ada/thesis: Nothing has used it for 19 minutes. The limit is 30 minutes." in said
-    assert "keep   bob/thesis: In use (cpu)." in said
+    assert re.search(
+        r"keep +ada/thesis +\d\d:\d\d, in 11 minutes, idle  Nothing has used it for 19 minutes. The limit is 30 "
+        r"minutes. Warned: page, file, webhook\.",
+        said,
+    )
+    # What is in use or unknown is not counted down to an end that would not come.
+    assert re.search(r"keep +bob/thesis +In use \(cpu\)\.\n", said)
+    assert re.search(r"keep +cleo/thesis +Kept, because not everything is known", said)
     assert main(["--explain", "ada", "thesis", "--folder", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "by page, file, webhook" in said
-    assert said.count("idle ") >= 19
+    assert "page, file, webhook" in said
+    assert re.search(r"idle limit +30 minutes\n", said)
+    assert re.search(r"what counts +work\n", said)
+    assert len(re.findall(r"minutes +idle +0 +0 +0\n", said)) >= 17
     await site.watch(culler, 20 * MINUTE)
     assert main(["--explain", "ada", "thesis", "--folder", str(tmp_path)]) == 4
     assert "Nothing has used it for 30 minutes" in capsys.readouterr().out
@@ -550,12 +560,55 @@ async def test_the_command_line_shows_what_the_culler_sees(
     assert "It is late" in capsys.readouterr().out
 
 
+async def test_the_command_line_tells_of_demand_keep_alive_and_the_longest_run(
+    site: FakeSite, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A halved limit with both values, a keep-alive with its end, the rule that comes first, the unwatched."""
+    site.start("ada", devices=["GPU-0"]).keep_alive_at = site.now
+    site.start("bob", "c" * 80).cpu_cores = 1
+    site.waiting = (Holder("eve", "thesis"),)
+    site.limits = Limits(max_runtime_seconds=2 * HOUR, group="student")
+    await site.watch(site.culler(tmp_path), 100 * MINUTE)
+    monkeypatch.setattr("time.time", lambda: site.wall + site.now)
+    assert main(["--dry-run", "--folder", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "Devices: 1 of 4 held, 1 waiting. Idle limits are shortened." in said
+    assert "in 20 minutes, longest run" in said
+    assert main(["--explain", "ada", "thesis", "--folder", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "15 minutes while devices are in demand, else 30 minutes" in said
+    assert re.search(r"keep-alive +until ", said)
+    assert "the group student" in said
+
+
+async def test_the_command_line_answers_programs(
+    site: FakeSite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--json prints the status, one server's entry, or how it ended; alone it is a mistake."""
+    site.start("ada")
+    culler = site.culler(tmp_path)
+    await site.watch(culler, MINUTE)
+    main(["--dry-run", "--json", "--folder", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out) == status(tmp_path)
+    main(["--explain", "ada", "thesis", "--json", "--folder", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out) == shown(tmp_path)
+    await site.watch(culler, 40 * MINUTE)
+    assert main(["--explain", "ada", "thesis", "--json", "--folder", str(tmp_path)]) == 4
+    assert json.loads(capsys.readouterr().out) == CullerFiles(tmp_path).retired()[0]
+    with pytest.raises(SystemExit):
+        main(["--json"])
+
+
 def test_the_command_line_without_a_culler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without files there is nothing to show, without settings nothing to run; both say so."""
     assert main(["--dry-run", "--folder", str(tmp_path)]) == 1
-    assert main(["--explain", "ada", "thesis", "--folder", str(tmp_path)]) == 4
+    assert "--folder <state folder>/culler" in capsys.readouterr().err
+    assert main(["--explain", "ada", "thesis", "--folder", str(tmp_path)]) == 1
+    (tmp_path / "status.json").write_text("{")
+    assert main(["--dry-run", "--folder", str(tmp_path)]) == 1
+    assert "damaged" in capsys.readouterr().err
     monkeypatch.delenv("DS01_CULLER", raising=False)
     assert main([]) == 2
     assert "DS01_CULLER" in capsys.readouterr().err

@@ -42,6 +42,7 @@ from ds01_spawner.images import ProjectImages
 from ds01_spawner.services.portal.board import Board
 from ds01_spawner.services.portal.builds import Builds
 from ds01_spawner.services.portal.creation import NewProjectPage
+from ds01_spawner.services.portal.dismissal import DismissPage
 from ds01_spawner.services.portal.environment import (
     BuildLog,
     BuildNow,
@@ -54,7 +55,6 @@ from ds01_spawner.services.portal.environment import (
 from ds01_spawner.services.portal.leaving import Leaving
 from ds01_spawner.services.portal.pages import Health, ProjectsPage
 from ds01_spawner.services.portal.parts import Parts
-from ds01_spawner.services.portal.dismissal import DismissPage
 from ds01_spawner.services.portal.servers import RetirePage
 from ds01_spawner.services.portal.settings import Settings
 from ds01_spawner.services.portal.standings import Standings
