@@ -17,6 +17,7 @@ from traitlets import Dict, default
 
 from ds01_spawner import form
 from ds01_spawner.core import options, project
+from ds01_spawner.core.container import CLEAN_END
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.options import SpawnOptions
 from ds01_spawner.errors import BuildFailed, DS01Error, InvalidOptions
@@ -89,6 +90,7 @@ class DS01Spawner(DockerSpawner):
         self._launching = False
         self._launched: dict[str, Any] = {}
         self.ended = ""
+        self.failed = False
 
     @property
     def holder(self) -> Holder:
@@ -151,7 +153,7 @@ class DS01Spawner(DockerSpawner):
         """
         self._narration = Narration()
         self._launching = True
-        self.ended = ""
+        self.ended, self.failed = "", False
         try:
             chosen = self._validated_options()
             self._show_as(project.display_name(chosen.project))
@@ -159,7 +161,15 @@ class DS01Spawner(DockerSpawner):
         except DS01Error as error:
             self.log.warning("%s was not launched (%s): %s", self._log_name, error.reason, error)
             form.remember_refused(self, self.user_options if isinstance(self.user_options, dict) else {})
+            # A failed build is told by the project's builds, and is past when a later one succeeds.
+            self.ended, self.failed = str(error), not isinstance(error, BuildFailed)
             raise LaunchRefused(error) from error
+        except Exception:
+            self.ended, self.failed = (
+                "It was not launched, for a reason that is not yours. Tell an administrator.",
+                True,
+            )
+            raise
         finally:
             self._launching = False
             self._narration.end()
@@ -227,7 +237,7 @@ class DS01Spawner(DockerSpawner):
             return 0
         why = await self.launcher().explain_end(self.holder, self.object_id)
         if why is not None:
-            self.ended = why
+            self.ended, self.failed = why, not why.startswith(CLEAN_END)
         return why
 
     async def stop(self, now: bool = False) -> None:  # noqa: FBT001, FBT002 - JupyterHub's signature
@@ -252,13 +262,13 @@ class DS01Spawner(DockerSpawner):
         if self.object_id:
             state |= self._launched
         if self.ended:
-            state["ended"] = self.ended
+            state |= {"ended": self.ended, "failed": self.failed}
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what an earlier hub process kept."""
         super().load_state(state)
-        self.ended = state.get("ended", "")
+        self.ended, self.failed = state.get("ended", ""), state.get("failed", False)
         kept = ("container_id", "project", "devices", "workspace", "started_at", "url")
         self._launched = {key: state[key] for key in kept if key in state}
 

@@ -23,7 +23,7 @@ from ds01_spawner.adapters.dockerclient import DockerClient
 from ds01_spawner.adapters.gpuclaims import CDI_KIND, cdi_devices, device_claims
 from ds01_spawner.adapters.siteextras import add_to_create, add_to_host
 from ds01_spawner.core import labels
-from ds01_spawner.core.container import ServerContainer, add_account
+from ds01_spawner.core.container import CLEAN_END, ServerContainer, add_account
 from ds01_spawner.core.model import Container, Holder
 from ds01_spawner.errors import EngineUnavailable, ServerDied
 
@@ -193,7 +193,8 @@ class Engine:
         killed = " (killed from outside)" if status.exit_code == SIGKILL_EXIT else ""
         said = f" Its last lines were:\n{tail}" if tail else " It printed nothing."
         why = f" {status.error}." if status.error else ""
-        return f"The server ended with exit code {status.exit_code}{killed}.{why}{said}"
+        ended = f"The server ended with exit code {status.exit_code}" if status.exit_code else CLEAN_END
+        return f"{ended}{killed}.{why}{said}"
 
     # -- acting -------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class ServerRecord:
         started: when, in the hub's words; empty when it does not run.
         last_activity: when it was last used, in the hub's words; empty when never.
         options: ``user_options`` of its last launch, unchecked.
+        failure: why it was not launched or ended by itself; empty when it runs, was retired, or was never launched.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ServerRecord:
     started: str = ""
     last_activity: str = ""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    failure: str = ""
 
 
 class StartRefused(Exception):
@@ -159,9 +161,14 @@ def _servers(user: Mapping[str, Any]) -> dict[str, ServerRecord]:
             started=server.get("started") or "",
             last_activity=server.get("last_activity") or "",
             options=server.get("user_options") or {},
+            failure=_failure(server.get("state") or {}),
         )
         for server in (user.get("servers") or {}).values()
     }
+
+
+def _failure(state: Mapping[str, Any]) -> str:
+    return str(state.get("ended") or "") if state.get("failed") else ""
 
 
 def _message(body: Any) -> str:

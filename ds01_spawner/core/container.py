@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+CLEAN_END = "The server ended with exit code 0"
+"""How the reason begins when a server was shut down from inside, which is no failure."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:

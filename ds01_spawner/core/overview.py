@@ -24,7 +24,8 @@ class State(StrEnum):
     BUILDING = "building"
     STARTING = "starting"
     RETIRING = "retiring"
-    FAILED = "build failed"
+    UNBUILT = "build failed"
+    FAILED = "failed"
     IDLE = "not running"
 
 
@@ -66,6 +67,7 @@ class Row:
         devices: what it holds, for people; empty for none.
         clock: what the idle clock says; nothing when the culler does not watch it.
         last_used: for people; empty when unknown.
+        failure: why its last launch failed, or why it ended by itself; empty when it did not.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Row:
     devices: str = ""
     clock: IdleClock = field(default_factory=IdleClock)
     last_used: str = ""
+    failure: str = ""
 
     @property
     def is_busy(self) -> bool:
@@ -82,13 +85,14 @@ class Row:
         return self.state in {State.WAITING, State.BUILDING, State.STARTING, State.RETIRING}
 
 
-def state_of(server: ServerSeen | None, *, is_waiting: bool, build: str) -> State:
+def state_of(server: ServerSeen | None, *, is_waiting: bool, build: str, has_failed: bool = False) -> State:
     """Return what a project is doing.
 
     Args:
         server: the hub's word, ``None`` when it does not run.
         is_waiting: whether it is in the queue for a device.
         build: the outcome of its last build (``core.build.Outcome``), empty when there was none.
+        has_failed: whether its last launch failed, or ended by itself.
     """
     if server is not None and server.pending == "stop":
         return State.RETIRING
@@ -100,7 +104,8 @@ def state_of(server: ServerSeen | None, *, is_waiting: bool, build: str) -> Stat
         return State.RUNNING
     if build == "building":
         return State.BUILDING
-    return State.FAILED if build == "failed" else State.IDLE
+    unbuilt = State.UNBUILT if build == "failed" else State.IDLE
+    return State.FAILED if has_failed else unbuilt
 
 
 def describe_held(devices: Iterable[DeviceStatus], holder: Holder) -> str:

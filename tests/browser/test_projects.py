@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from ds01_spawner.core.project import server_name
+from ds01_spawner.testing.person import LaunchFailed
 
 from .conftest import PROJECTS, Site, Visitor, docker, run_cell, wait_for
 
@@ -159,6 +160,32 @@ def test_home_retires_while_the_portal_is_away(site: Site, visit: Callable[..., 
     expect(jo.page.get_by_text("It was retired.")).to_be_visible()
     assert "does not answer" in asked[0]
     assert site.container("jo", "plain") == ""
+
+
+def test_a_launch_that_failed_is_seen_until_the_next(site: Site, visit: Callable[..., Visitor]) -> None:
+    """Refused or crashed: the row says so and why, whatever page the person was on; a launch or a retire ends that."""
+    for name in ("one", "two", "three"):
+        site.project("kai", name)
+    person = site.person("kai")
+    for name in ("one", "two"):
+        person.launch(name, gpus="0")
+    with pytest.raises(LaunchFailed, match="2 may run at once"):
+        person.launch("three", gpus="0")
+    kai = visit("kai")
+    rows = {name: kai.page.locator(f"[data-project={name}]") for name in ("one", "two", "three")}
+    expect(rows["three"].locator(".badge").first).to_have_text("failed")
+    expect(rows["three"]).to_contain_text("2 may run at once")
+    # Without a reload, as soon as the hub has noticed:
+    docker("kill", site.container("kai", "one", "{{.ID}}"))
+    expect(rows["one"].locator(".badge").first).to_have_text("failed", timeout=60_000)
+    expect(rows["one"]).to_contain_text("exit code 137")
+    kai.launch("three")
+    person.retire("three")
+    person.retire("two")
+    kai.visit()
+    for name in ("two", "three"):
+        expect(rows[name].locator(".badge").first).to_have_text("not running")
+    expect(rows["one"].locator(".badge").first).to_have_text("failed")
 
 
 def test_two_people_see_their_own_at_the_same_time(site: Site, visit: Callable[..., Visitor]) -> None:

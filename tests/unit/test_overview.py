@@ -17,7 +17,7 @@ from ds01_spawner.core.overview import ServerSeen, State
     [
         (None, False, "", State.IDLE),
         (None, False, "built", State.IDLE),
-        (None, False, "failed", State.FAILED),
+        (None, False, "failed", State.UNBUILT),
         (None, False, "building", State.BUILDING),
         (ServerSeen(ready=True, pending=""), False, "failed", State.RUNNING),
         (ServerSeen(ready=False, pending="spawn"), True, "building", State.WAITING),
@@ -30,6 +30,14 @@ from ds01_spawner.core.overview import ServerSeen, State
 def test_the_state_is_what_the_hub_says_first(server: ServerSeen | None, waits: bool, build: str, state: State) -> None:  # noqa: FBT001
     """A server's own state wins over builds, and an old place in the queue over nothing."""
     assert overview.state_of(server, is_waiting=waits, build=build) is state
+
+
+def test_a_failure_is_told_until_something_else_is_true() -> None:
+    """It wins over an older build's outcome; a build or a launch that is under way wins over it."""
+    starting = ServerSeen(ready=False, pending="spawn")
+    assert overview.state_of(None, is_waiting=False, build="built", has_failed=True) is State.FAILED
+    assert overview.state_of(None, is_waiting=False, build="building", has_failed=True) is State.BUILDING
+    assert overview.state_of(starting, is_waiting=False, build="", has_failed=True) is State.STARTING
 
 
 def test_devices_are_counted_by_kind_and_named_by_holder() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ds01_spawner.adapters import gitclone
+from ds01_spawner.adapters import gitclone, hubservers
 from ds01_spawner.adapters.buildlock import BuildLocks
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Source
@@ -40,7 +40,9 @@ class Hub:
     """A hub that counts how often it is asked, and can be away."""
 
     asked: int = 0
+    asked_of: int = 0
     away: bool = False
+    running: tuple[str, ...] = ()
 
     async def active(self) -> dict[str, Any]:
         """Return nothing, slowly."""
@@ -48,10 +50,11 @@ class Hub:
         await asyncio.sleep(0)
         if self.away:
             raise HubUnavailable("The hub does not answer.")
-        return {"ada": {}}
+        return {"ada": dict.fromkeys(self.running)}
 
     async def of(self, user: str) -> dict[str, Any]:
         """Return nothing."""
+        self.asked_of += 1
         return {}
 
 
@@ -82,6 +85,35 @@ async def test_one_look_serves_all_viewers() -> None:
     shared.forget("ada")
     await shared.look()
     assert hub.asked == 3
+
+
+async def test_what_ended_is_looked_up_when_something_ended() -> None:
+    """Servers that do not run are asked for rarely, and at once when one of theirs is gone or a page is loaded."""
+    hub, clock = Hub(running=("a", "b")), Clock()
+    shared = board(hub, clock)
+    for running, asked in ((("a", "b"), 1), (("a", "b", "c"), 1), (("a", "c"), 2), (("a", "c"), 2)):
+        hub.running = running
+        clock.now += FRESH_SECONDS
+        await shared.look()
+        await shared.stopped("ada")
+        assert hub.asked_of == asked
+    clock.now += FRESH_SECONDS
+    await shared.stopped("ada", FRESH_SECONDS)
+    assert hub.asked_of == 3
+
+
+def test_only_a_failure_is_one() -> None:
+    """Of what a spawner keeps, the reason of a failed launch counts, and that of a retire or a clean end does not."""
+    model = {"name": "thesis", "ready": False}
+    for state, failure in (
+        ({"ended": "It ran out of memory.", "failed": True}, "It ran out of memory."),
+        ({"ended": "It was retired.", "failed": False}, ""),
+        ({"ended": "It was retired."}, ""),
+        ({}, ""),
+        (None, ""),
+    ):
+        found = hubservers._servers({"servers": {"thesis": {**model, "state": state}}})
+        assert found["thesis"].failure == failure
 
 
 async def test_what_cannot_be_seen_is_named_and_the_rest_is_shown() -> None:

@@ -105,10 +105,10 @@ class Board:
         self._last = None
         self._stopped.pop(user, None)
 
-    async def stopped(self, user: str) -> dict[str, ServerRecord]:
-        """Return a user's servers that do not run, with their last options; not quite fresh, none when unknown."""
+    async def stopped(self, user: str, max_age_seconds: float = STOPPED_SECONDS) -> dict[str, ServerRecord]:
+        """Return a user's servers that do not run, with how they ended; none when unknown."""
         at, found = self._stopped.get(user, (0.0, {}))
-        if not 0 <= self._clock() - at < STOPPED_SECONDS:
+        if not 0 <= self._clock() - at < max_age_seconds:
             try:
                 found = await self._hub.of(user)
             except DS01Error:
@@ -129,6 +129,9 @@ class Board:
             problems.append(snapshot.problem)
         if blindness:
             problems.append(blindness)
+        for user, before in (self._last.servers if self._last else {}).items():
+            if before.keys() - (servers or {}).get(user, {}).keys():
+                self._stopped.pop(user, None)  # one of theirs ended: it has something to tell
         self._last = Look(
             at=self._clock(),
             servers=servers or {},

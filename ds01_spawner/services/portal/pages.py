@@ -20,7 +20,7 @@ from ds01_spawner.core.project import Dockerfile, server_name
 from ds01_spawner.core.retirements import Retirement
 from ds01_spawner.errors import DS01Error
 from ds01_spawner.services.portal.base import Page
-from ds01_spawner.services.portal.board import Look
+from ds01_spawner.services.portal.board import FRESH_SECONDS, STOPPED_SECONDS, Look
 
 BUSY_MILLISECONDS = 1500
 QUIET_MILLISECONDS = 5000
@@ -31,8 +31,10 @@ class ProjectsPage(Page):
 
     async def get(self) -> None:
         """Show the page; with ``?part=rows`` only what changes on it."""
-        shown = await self._observe()
-        if self.get_query_argument("part", "") == "rows":
+        is_part = self.get_query_argument("part", "") == "rows"
+        # A page that is loaded, after a launch that failed at once for example, tells what is true now.
+        shown = await self._observe(STOPPED_SECONDS if is_part else FRESH_SECONDS)
+        if is_part:
             self.set_header("X-Poll-Milliseconds", str(shown["poll"]))
             self.show("rows.html", **shown)
             return
@@ -41,13 +43,13 @@ class ProjectsPage(Page):
     def _notices(self) -> dict[str, str]:
         return {key: self.get_query_argument(key, "") for key in ("retired", "created", "problem")}
 
-    async def _observe(self) -> dict[str, Any]:
+    async def _observe(self, max_age_seconds: float) -> dict[str, Any]:
         parts, person = self.parts, self.person
         problem = ""
         names: tuple[str, ...] = ()
         dockerfiles: dict[str, Dockerfile | None] = {}
         standings: dict[str, Standing] = {}
-        look, stopped = await asyncio.gather(parts.board.look(), parts.board.stopped(person.name))
+        look, stopped = await asyncio.gather(parts.board.look(), parts.board.stopped(person.name, max_age_seconds))
         try:
             account = await self.account()
             names, dockerfiles = await asyncio.to_thread(self._read_projects, account)
@@ -128,6 +130,7 @@ class ProjectsPage(Page):
         record = look.servers.get(self.person.name, {}).get(server)
         last = record or stopped.get(server)
         seen = ServerSeen(record.ready, record.pending, record.last_activity) if record else None
+        failure = last.failure if last and not record else ""
         newest = self.parts.records.newest(self.parts.images.repository(self.person.name, name))
         watched = look.clocks.get(holder) if seen else None
         clock = read_clock(watched, lambda at: time_of_day(at, look.at)) if watched else IdleClock()
@@ -138,10 +141,12 @@ class ProjectsPage(Page):
                 seen,
                 is_waiting=any(ticket.request.holder == holder for ticket in look.queue),
                 build=newest.outcome if newest else "",
+                has_failed=bool(failure),
             ),
             image=standing,
             devices=overview.describe_held(look.snapshot.devices, holder) if look.snapshot else "",
             clock=clock,
+            failure=failure,
             last_used=overview.ago(last.last_activity, look.at) if last and last.last_activity else "",
         )
 

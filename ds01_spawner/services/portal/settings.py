@@ -14,8 +14,8 @@ VARIABLE: Final = "DS01_PORTAL"
 SERVICE: Final = "projects"
 """The service's name, and so its place on the site: ``/services/projects/``."""
 
-SCOPES: Final = ("list:users", "read:users:groups", "read:servers")
-"""What the service itself needs of the hub: to see who has which server."""
+SCOPES: Final = ("list:users", "read:users:groups", "read:servers", "admin:server_state")
+"""What the service itself needs of the hub: to see who has which server, and why one ended."""
 
 PERSON_SCOPES: Final = ("read:users!user", "servers!user")
 """What it may do for the person at the browser: see, start and stop their own servers."""
