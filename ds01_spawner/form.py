@@ -25,9 +25,6 @@ from ds01_spawner.errors import DS01Error, LimitReached
 
 _PAGES = Environment(loader=PackageLoader("ds01_spawner"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
-DEVICE = "device"
-"""The form's own field: one choice out of ``cpu``, ``any`` and the kinds, which becomes ``gpus`` and ``kind``."""
-
 CPU, ANY = "cpu", "any"
 _REFUSED_SECONDS = 10.0
 _MANY_DEVICES = 8
@@ -108,7 +105,7 @@ class Device:
 def to_options(form_data: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Return a submitted form with the one choice of device taken apart into the options that the API knows."""
     fields = {name: list(values) for name, values in form_data.items()}
-    device = fields.pop(DEVICE, [])
+    device = fields.pop(choices.DEVICE, [])
     if device == [CPU]:
         fields[choices.GPUS.name] = ["0"]
         fields[choices.KIND.name] = [""]
@@ -162,6 +159,7 @@ async def render(spawner: Any, source: Source) -> str:
         most=_most_devices(outlook),
         tags=tags,
         fields=choices,
+        added=spawner.site_fields,
         problem=problem,
     )
 
@@ -184,7 +182,7 @@ def _take_refused(spawner: Any) -> tuple[str, dict[str, Any]] | None:
     if kept is None or time.monotonic() - kept[0] > _REFUSED_SECONDS:
         return None
     _, server, values = kept
-    return server, {field.name: values[field.name] for field in choices.FIELDS if field.name in values}
+    return server, {name: values[name] for name in _names(spawner) if name in values}
 
 
 def _present_request(spawner: Any) -> Any:
@@ -272,8 +270,12 @@ def _asked(spawner: Any) -> dict[str, Any]:
         asked = dict(getattr(spawner, "option_defaults", {}))
     handler = _present_request(spawner)
     if handler is not None:
-        for field in choices.FIELDS:
-            value = handler.get_argument(f"opt-{field.name}", None) or handler.get_body_argument(field.name, None)
+        for name in _names(spawner):
+            value = handler.get_argument(f"opt-{name}", None) or handler.get_body_argument(name, None)
             if value is not None:
-                asked[field.name] = value
-    return {field.name: asked.get(field.name, field.default) for field in choices.FIELDS}
+                asked[name] = value
+    return {field.name: asked.get(field.name, field.default) for field in (*choices.FIELDS, *spawner.site_fields)}
+
+
+def _names(spawner: Any) -> list[str]:
+    return [field.name for field in (*choices.FIELDS, *spawner.site_fields)]

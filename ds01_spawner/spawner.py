@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import url_path_join
-from traitlets import Dict, default
+from traitlets import Dict, TraitError, default, validate
 
 from ds01_spawner import form
 from ds01_spawner.core import options, project
@@ -75,6 +75,26 @@ class DS01Spawner(DockerSpawner):
         """,
     ).tag(config=True)
 
+    extra_fields = Dict(
+        help="""
+        Further choices on the spawn form, such as ``{"course": {"label": "Course", "choices": ["none", "ml"]}}``.
+
+        The first choice is the default. What was chosen is checked like every option and is in ``user_options`` for the
+        site's own hooks: ``environment``, ``extra_host_config`` and the like may be functions of the spawner.
+        """,
+    ).tag(config=True)
+
+    @validate("extra_fields")
+    def _check_extra_fields(self, proposal: Any) -> dict[str, Any]:
+        try:
+            self.site_fields = options.site_fields(proposal.value)
+        except ValueError as error:
+            raise TraitError(f"extra_fields: {error}") from error
+        return dict(proposal.value)
+
+    site_fields: tuple[options.Field, ...] = ()
+    """``extra_fields``, checked."""
+
     @default("start_timeout")
     def _start_timeout(self) -> int:
         # Building an image or waiting for a device is not failing; each step of a launch has its own limit.
@@ -116,7 +136,7 @@ class DS01Spawner(DockerSpawner):
         """
         fields = form.to_options(form_data)
         try:
-            return options.from_form(fields, defaults=self.option_defaults).as_dict()
+            return options.from_form(fields, defaults=self.option_defaults, added=self.site_fields).as_dict()
         except DS01Error as error:
             form.remember_refused(self, fields)
             raise LaunchRefused(error) from error
@@ -132,7 +152,7 @@ class DS01Spawner(DockerSpawner):
         raise refusal
 
     def _validated_options(self) -> SpawnOptions:
-        chosen = options.parse(self.user_options, defaults=self.option_defaults)
+        chosen = options.parse(self.user_options, defaults=self.option_defaults, added=self.site_fields)
         expected = project.server_name(chosen.project)
         if self.name != expected:
             # One possible server name per project is what makes it impossible that two servers run the same folder.
@@ -156,6 +176,7 @@ class DS01Spawner(DockerSpawner):
         self.ended, self.failed = "", False
         try:
             chosen = self._validated_options()
+            self.user_options = chosen.as_dict()  # complete, for the site's own hooks and the next form
             self._show_as(project.display_name(chosen.project))
             launched = await self.launcher().launch(await self._order(chosen), self._narration.say)
         except DS01Error as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ds01_spawner.core.project import ACCEPTED_NAME, ACCEPTED_TAG, quoted, validate_name, validate_tag
@@ -20,7 +20,11 @@ PROFILE = "profile"
 
 _KIND = re.compile(r"(?:[a-z0-9][a-z0-9.+-]{0,31})?")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_SITE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _XSRF = "_xsrf"
+
+DEVICE = "device"
+"""The form's own field: one choice out of ``cpu``, ``any`` and the kinds, which becomes ``gpus`` and ``kind``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Field:
         accepted: the accepted form, as the end of the sentence "Use …".
         default: used when nothing was chosen and the site says nothing; ``None`` when it must be chosen.
         bounds: smallest and largest accepted number; ``None`` for a text.
+        choices: the accepted texts, of a field that the site added.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Field:
     accepted: str
     default: int | str | None = None
     bounds: tuple[int, int] | None = None
+    choices: tuple[str, ...] = ()
 
 
 def _number(name: str, label: str, text: str, default: int, largest: int) -> Field:
@@ -65,7 +71,33 @@ TAG = Field(
 )
 
 FIELDS = (PROJECT, GPUS, KIND, MIN_MEMORY_GIB, TAG)
-_NAMES = tuple(field.name for field in FIELDS)
+_NAMES = tuple(one.name for one in FIELDS)
+
+
+def site_fields(described: Mapping[str, object]) -> tuple[Field, ...]:
+    """Return the fields that a site adds: ``{"course": {"label": "Course", "choices": ["none", "ml"]}}``.
+
+    The first choice is the default.
+
+    Raises:
+        ValueError: something is wrong with them; says what.
+    """
+    return tuple(_site_field(name, description) for name, description in described.items())
+
+
+def _site_field(name: str, description: object) -> Field:
+    if not _SITE_NAME.fullmatch(name) or name in {*_NAMES, PROFILE, DEVICE}:
+        raise ValueError(
+            f"{name!r} cannot be the name of a field. Use small letters, digits and _, and no name of ours."
+        )
+    if not isinstance(description, Mapping) or set(description) != {"label", "choices"}:
+        raise ValueError(f"The field {name!r} needs a label and choices, and nothing else.")
+    label, choices = description["label"], description["choices"]
+    if not isinstance(label, str) or not label:
+        raise ValueError(f"The label of {name!r} is {label!r}. Use a text.")
+    if not isinstance(choices, list | tuple) or not choices or not all(isinstance(one, str) for one in choices):
+        raise ValueError(f"The choices of {name!r} are {choices!r}. Use a list of texts.")
+    return Field(name, label, "", f"one of {', '.join(map(repr, choices))}", choices[0], choices=tuple(choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +110,7 @@ class SpawnOptions:
         kind: ``"gpu"``, a MIG profile, or ``""`` for any; nothing is said about whether it exists here.
         min_memory_gib: the least memory of each device.
         tag: the tag of the project's image.
+        site: what was chosen of the site's own fields, by name.
     """
 
     project: str
@@ -85,6 +118,7 @@ class SpawnOptions:
     kind: str
     min_memory_gib: int
     tag: str
+    site: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def profile(self) -> str:
@@ -101,15 +135,16 @@ class SpawnOptions:
 
     def as_dict(self) -> dict[str, int | str]:
         """Return what ``user_options`` holds; ``parse`` turns it back into the same options."""
-        return {**{name: getattr(self, name) for name in _NAMES}, PROFILE: self.profile}
+        return {**{name: getattr(self, name) for name in _NAMES}, **self.site, PROFILE: self.profile}
 
 
-def parse(raw: object, *, defaults: Mapping[str, int | str] | None = None) -> SpawnOptions:
+def parse(raw: object, *, defaults: Mapping[str, int | str] | None = None, added: Sequence[Field] = ()) -> SpawnOptions:
     """Return the options that came, completed with the site's defaults and then ours.
 
     Args:
-        raw: anything; valid is a mapping from the names in ``FIELDS``, and ``None``, which chooses nothing.
+        raw: anything; valid is a mapping from the names of the fields, and ``None``, which chooses nothing.
         defaults: the site's values for some of the fields; they are checked like any others.
+        added: the site's own fields, from ``site_fields``.
 
     Raises:
         InvalidOptions: what came is not a valid choice.
@@ -117,11 +152,12 @@ def parse(raw: object, *, defaults: Mapping[str, int | str] | None = None) -> Sp
     if raw is None:
         raw = {}
     if not isinstance(raw, Mapping):
-        raise InvalidOptions(f"The options of a launch are {_shown(raw)}. Use an object with {_known_names()}.")
-    unknown = [key for key in raw if key not in _NAMES and key != PROFILE]
+        raise InvalidOptions(f"The options of a launch are {_shown(raw)}. Use an object with {_known_names(added)}.")
+    every = (*FIELDS, *added)
+    unknown = [key for key in raw if key not in {*(one.name for one in every), PROFILE}]
     if unknown:
-        raise InvalidOptions(f"There is no option {_shown(unknown[0])}. Use {_known_names()}.")
-    chosen: dict[str, object] = {field.name: field.default for field in FIELDS if field.default is not None}
+        raise InvalidOptions(f"There is no option {_shown(unknown[0])}. Use {_known_names(added)}.")
+    chosen: dict[str, object] = {one.name: one.default for one in every if one.default is not None}
     chosen.update(defaults or {})
     chosen.update({key: value for key, value in raw.items() if key != PROFILE})
     return SpawnOptions(
@@ -130,10 +166,16 @@ def parse(raw: object, *, defaults: Mapping[str, int | str] | None = None) -> Sp
         kind=_parse_kind(chosen),
         min_memory_gib=_parse_number(MIN_MEMORY_GIB, chosen),
         tag=_parse_tag(chosen),
+        site={one.name: _parse_choice(one, chosen) for one in added},
     )
 
 
-def from_form(form: Mapping[str, Sequence[str]], *, defaults: Mapping[str, int | str] | None = None) -> SpawnOptions:
+def from_form(
+    form: Mapping[str, Sequence[str]],
+    *,
+    defaults: Mapping[str, int | str] | None = None,
+    added: Sequence[Field] = (),
+) -> SpawnOptions:
     """Return the options of a submitted form or query: every field a list of texts.
 
     A number or a tag that was left blank is one that was not chosen.
@@ -154,7 +196,7 @@ def from_form(form: Mapping[str, Sequence[str]], *, defaults: Mapping[str, int |
                 raw[name] = int(value) if _NUMBER.fullmatch(value) else value
         elif value or name != TAG.name:
             raw[name] = value
-    return parse(raw, defaults=defaults)
+    return parse(raw, defaults=defaults, added=added)
 
 
 def _parse_project(chosen: Mapping[str, object]) -> str:
@@ -197,12 +239,19 @@ def _parse_tag(chosen: Mapping[str, object]) -> str:
         raise _invalid(TAG, value) from error
 
 
+def _parse_choice(field: Field, chosen: Mapping[str, object]) -> str:
+    value = chosen[field.name]
+    if not isinstance(value, str) or value not in field.choices:
+        raise _invalid(field, value)
+    return value
+
+
 def _invalid(field: Field, value: object) -> InvalidOptions:
     return InvalidOptions(f"{field.name!r} is {_shown(value)}. Use {field.accepted}.")
 
 
-def _known_names() -> str:
-    return ", ".join(repr(name) for name in _NAMES)
+def _known_names(added: Sequence[Field]) -> str:
+    return ", ".join(repr(name) for name in (*_NAMES, *(one.name for one in added)))
 
 
 class _Short(reprlib.Repr):

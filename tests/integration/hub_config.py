@@ -27,7 +27,8 @@ c.Spawner.poll_interval = 2
 # What a site may add to every container.
 (state / "shared").mkdir(exist_ok=True)
 c.DS01Spawner.read_only_volumes = {str(state / "shared"): "/data"}
-c.DS01Spawner.environment = {"SITE_NAME": "the lab"}
+c.DS01Spawner.extra_fields = {"course": {"label": "Course", "choices": ["none", "ml-1"]}}
+c.DS01Spawner.environment = {"SITE_NAME": "the lab", "COURSE": lambda spawner: spawner.user_options["course"]}
 c.DS01Spawner.extra_create_kwargs = {"labels": {"org.lab.room": "{username}", "ds01.managed": "false"}}
 c.DS01Spawner.extra_host_config = {"ulimits": [{"Name": "nofile", "Soft": 2048, "Hard": 2048}]}
 

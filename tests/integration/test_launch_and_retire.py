@@ -111,6 +111,26 @@ def test_pip_install_works_inside_and_is_gone_after_retire(site: Site) -> None:
     dora.retire("pip")
 
 
+def test_a_sites_own_field_reaches_its_hooks(site: Site) -> None:
+    """Chosen on the form, given by the API or left alone, it is in the environment that the site makes of it."""
+    site.project("hal", "field")
+    hal = site.person("hal")
+    assert '<option value="ml-1"' in hal.page("/hub/spawn").text
+    hal.launch("field", gpus="0", course="ml-1")
+    assert run_code(site, "hal", "field", "tr '\\0' '\\n' </proc/1/environ | grep COURSE") == "COURSE=ml-1"
+    hal.retire("field")
+    for given, found in (({"course": "ml-1"}, "ml-1"), ({}, "none")):
+        asked = {"user_options": {"project": "field", "gpus": 0, **given}}
+        assert hal.api("POST", hal.server_path("field"), json=asked).ok
+        list(hal.progress("field"))
+        assert run_code(site, "hal", "field", "tr '\\0' '\\n' </proc/1/environ | grep COURSE") == f"COURSE={found}"
+        hal.retire("field")
+    for given in ({"course": "other"}, {"room": "1"}):
+        answer = hal.api("POST", hal.server_path("field"), json={"user_options": {"project": "field", **given}})
+        assert answer.status_code == 400
+        assert "course" in answer.json()["message"]
+
+
 def test_a_device_is_never_given_twice_when_many_launch_at_once(site: Site) -> None:
     """Six people, four devices: four run with one each, two wait and run when others retire."""
     people = [f"racer-{number}" for number in range(6)]

@@ -85,6 +85,7 @@ def spawner(name: str = "", asked: Request | None = None, **options_: Any) -> An
         handler=asked,
         user_options=options_,
         option_defaults={},
+        site_fields=(),
     )
 
 
@@ -190,3 +191,22 @@ async def test_a_running_project_is_retired_where_it_can_be_seen_what_would_be_l
         html = await form.render(seen, Facts(found=("My Project",)))
         assert "running" in html
         assert ('href="/services/projects/retire?project=My%20Project"' in html) is (viewer == "ada")
+
+
+async def test_a_sites_own_fields_are_on_both_forms_with_the_last_choice() -> None:
+    """A plain list with its label; what was chosen last, asked for in a link or refused is preselected."""
+    fields = options.site_fields({"course": {"label": "Course <b>", "choices": ["none", "m&l", "vision"]}})
+    for name, asked, chosen in (
+        ("", None, "m&amp;l"),
+        ("thesis", None, "m&amp;l"),
+        ("thesis", Request({"opt-course": "vision"}), "vision"),
+    ):
+        seen = spawner(name, asked, course="m&l")
+        seen.site_fields = fields
+        html = await form.render(seen, Facts())
+        assert '<label class="form-label fs-5" for="ds01-site-course">Course &lt;b&gt;</label>' in html
+        assert f'<option value="{chosen}" selected>' in html
+        assert '<option value="none" >' in html
+    seen.handler = Request(method="POST")
+    form.remember_refused(seen, {"course": ["none"], "project": ["thesis"]})
+    assert '<option value="none" selected>' in await form.render(seen, Facts())

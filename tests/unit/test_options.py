@@ -199,7 +199,61 @@ def test_the_profile_says_what_was_chosen(change: dict[str, Any], profile: str) 
 
 def test_every_option_is_described() -> None:
     """Form and reference are made from the declarations, so each option has one, in the same order."""
-    assert [field.name for field in options.FIELDS] == [field.name for field in dataclasses.fields(SpawnOptions)]
+    declared = [field.name for field in options.FIELDS]
+    assert [*declared, "site"] == [field.name for field in dataclasses.fields(SpawnOptions)]
     for field in options.FIELDS:
         assert field.label
         assert field.help.endswith(".")
+
+
+COURSE = options.site_fields({"course": {"label": "Course", "choices": ["none", "ml"]}})
+
+
+def test_a_sites_own_field_is_an_option_like_any_other() -> None:
+    """Form, API and what is stored mean the same; its first choice is the default, unless the site says another."""
+    for chosen in (
+        from_form({"project": ["x"], "course": ["ml"]}, added=COURSE),
+        parse({"project": "x", "course": "ml"}, added=COURSE),
+        parse({"project": "x"}, defaults={"course": "ml"}, added=COURSE),
+        parse(parse({"project": "x", "course": "ml"}, added=COURSE).as_dict(), added=COURSE),
+    ):
+        assert chosen.site == {"course": "ml"}
+        assert chosen.as_dict()["course"] == "ml"
+    assert parse({"project": "x"}, added=COURSE).site == {"course": "none"}
+
+
+@pytest.mark.parametrize("value", ["other", "", None, 1, ["ml"], {"ml": 1}, "ML"])
+def test_a_sites_own_field_takes_its_choices_only(value: object) -> None:
+    """The refusal names them."""
+    with pytest.raises(InvalidOptions, match=r"'course' is .*\. Use one of 'none', 'ml'\."):
+        parse({"project": "x", "course": value}, added=COURSE)
+
+
+def test_a_field_that_the_site_has_not_is_unknown() -> None:
+    """Nothing reaches the site's hooks that it did not declare."""
+    with pytest.raises(InvalidOptions, match="no option 'course'"):
+        parse({"project": "x", "course": "ml"})
+    with pytest.raises(InvalidOptions, match=r"no option 'room'\. Use .*'tag', 'course'\."):
+        parse({"project": "x", "room": "1"}, added=COURSE)
+
+
+@pytest.mark.parametrize(
+    ("described", "wrong"),
+    [
+        ({"gpus": {"label": "x", "choices": ["a"]}}, "name of a field"),
+        ({"device": {"label": "x", "choices": ["a"]}}, "name of a field"),
+        ({"profile": {"label": "x", "choices": ["a"]}}, "name of a field"),
+        ({"_xsrf": {"label": "x", "choices": ["a"]}}, "name of a field"),
+        ({"a b": {"label": "x", "choices": ["a"]}}, "name of a field"),
+        ({"a": ["b"]}, "label and choices"),
+        ({"a": {"label": "x", "choices": ["b"], "color": "red"}}, "nothing else"),
+        ({"a": {"label": "", "choices": ["b"]}}, "label"),
+        ({"a": {"label": "x", "choices": []}}, "choices"),
+        ({"a": {"label": "x", "choices": "abc"}}, "choices"),
+        ({"a": {"label": "x", "choices": [1]}}, "choices"),
+    ],
+)
+def test_a_mistake_in_a_sites_own_field_is_named(described: dict[str, Any], wrong: str) -> None:
+    """No name of ours or of JupyterHub's, a label, and texts to choose from."""
+    with pytest.raises(ValueError, match=wrong):
+        options.site_fields(described)
