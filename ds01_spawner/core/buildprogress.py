@@ -232,15 +232,19 @@ class BuildState:
     def snapshot(self) -> BuildProgress:
         """Return the present state."""
         stages: dict[str, int] = {}
-        done = cached = 0
+        completed: dict[str, int] = {}
+        cached = 0
         for vertex in self._vertices.values():
             match = _STEP.match(vertex.name)
             if match:
                 stage = match["stage"] or ""
                 stages[stage] = max(stages.get(stage, 0), int(match["number"]), int(match["total"]))
-                done += vertex.completed
+                if vertex.completed:
+                    # Steps that two stages begin with are done once and bear one stage's name, so the other's are not
+                    # seen; but a step is done after all that are before it.
+                    completed[stage] = max(completed.get(stage, 0), int(match["number"]))
                 cached += vertex.cached
-        steps = sum(stages.values())
+        steps, done = sum(stages.values()), sum(completed.values())
         present = self._vertices.get(self._present)
         match = _STEP.match(present.name) if present else None
         instruction = _shorten(match["text"] if match else present.name if present else "")

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ds01_spawner.core.dockerfile import parse
 from ds01_spawner.core.project import quoted
 from ds01_spawner.errors import InvalidOptions
 
@@ -34,6 +35,7 @@ BEGIN = "# >>> packages: the project's page edits the lines from here"
 END = "# <<< packages: to here; everything else is yours"
 _APT_HEAD = "RUN apt-get update && apt-get install -y --no-install-recommends \\"
 _APT_TAIL = "    && rm -rf /var/lib/apt/lists/*"
+_USER_HEAD = "USER root"
 _PIP_HEAD = "RUN python3 -m pip install --no-cache-dir \\"
 
 
@@ -85,7 +87,10 @@ def read_block(dockerfile: str) -> Packages | None:
     pip: list[str] = []
     apt: list[str] = []
     into: list[str] | None = None
-    for line in dockerfile[found[0] : found[1]].split("\n")[1:-1]:
+    lines = dockerfile[found[0] : found[1]].split("\n")[1:-1]
+    if lines and lines[0] == _USER_HEAD and lines[-1].startswith("USER "):
+        lines = lines[1:-1]
+    for line in lines:
         word = line.strip().removesuffix("\\").strip()
         if line == _PIP_HEAD:
             into = pip
@@ -110,13 +115,16 @@ def missing(lost: Iterable[str], dockerfile: str) -> tuple[str, ...]:
 
 
 def write_block(dockerfile: str, packages: Packages) -> str:
-    """Return a Dockerfile whose own block, made at the end where there is none, installs exactly these packages."""
-    block = block_of(packages)
+    """Return a Dockerfile whose own block, made at the end where there is none, installs exactly these packages.
+
+    Where another user than root is in force, the block is root's and gives back to that one: both installers need it.
+    """
     found = _find_block(dockerfile)
     if found is None:
         head = dockerfile if dockerfile.endswith("\n") or not dockerfile else dockerfile + "\n"
-        return f"{head}\n{block}\n"
-    return dockerfile[: found[0]] + block + dockerfile[found[1] :]
+        return f"{head}\n{block_of(packages, _user_after(head))}\n"
+    head = dockerfile[: found[0]]
+    return head + block_of(packages, _user_after(head)) + dockerfile[found[1] :]
 
 
 def add(dockerfile: str, packages: Packages) -> str:
@@ -138,15 +146,25 @@ def add(dockerfile: str, packages: Packages) -> str:
     return write_block(dockerfile, Packages(kept + packages.pip, _unique((*present.apt, *packages.apt))))
 
 
-def block_of(packages: Packages) -> str:
-    """Return the block, with its marks, that installs these packages."""
-    lines = [BEGIN]
+def block_of(packages: Packages, user: str = "") -> str:
+    """Return the block, with its marks, that installs these packages as root and leaves another user in force."""
+    switches = bool(user and packages)
+    lines = [BEGIN, *([_USER_HEAD] if switches else [])]
     if packages.apt:
         lines += [_APT_HEAD, *(f"        {name} \\" for name in packages.apt), _APT_TAIL]
     if packages.pip:
         *first, last = packages.pip
         lines += [_PIP_HEAD, *(f"        {shlex.quote(one)} \\" for one in first), f"        {shlex.quote(last)}"]
-    return "\n".join([*lines, END])
+    return "\n".join([*lines, *([f"USER {user}"] if switches else []), END])
+
+
+def _user_after(dockerfile: str) -> str:
+    """Return the user that a Dockerfile has named for what follows it; empty for root, and for the base image's own."""
+    user = ""
+    for instruction in parse(dockerfile).instructions:
+        if instruction.keyword in {"FROM", "USER"}:
+            user = " ".join(instruction.words) if instruction.keyword == "USER" else ""
+    return "" if user.partition(":")[0] in {"root", "0"} else user
 
 
 def _find_block(dockerfile: str) -> tuple[int, int] | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
+from ds01_spawner.core.project import image_repository
+
 from .conftest import PROJECTS, Site, Visitor, docker
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -99,6 +101,20 @@ def test_the_editor_saves_builds_and_shows_the_log(site: Site, visit: Callable[.
     expect(log).to_contain_text("red <script>alert(1)</script>")
     assert "\x1b" not in (log.text_content() or "")
     assert page.locator("main script").count() == 0
+
+
+def test_a_package_is_added_below_another_user(site: Site, visit: Callable[..., Visitor], base_image: str) -> None:
+    """A Dockerfile that ends as nobody gets its package installed as root, and ends as nobody."""
+    site.project("emil", "modest", dockerfile=f"FROM {base_image}\nUSER nobody\n")
+    emil = visit("emil")
+    emil.visit(f"{PROJECTS}p/modest")
+    emil.page.get_by_label("Python packages").fill("iniconfig")
+    emil.page.get_by_role("button", name="Add and build").click()
+    expect(emil.page.locator("#live").get_by_text("built", exact=True)).to_be_visible(timeout=120_000)
+    image = f"{image_repository('emil', 'modest')}:latest"
+    assert (
+        docker("run", "--rm", image, "python3", "-c", "import iniconfig, getpass; print(getpass.getuser())") == "nobody"
+    )
 
 
 def test_a_save_on_top_of_another_change_is_refused_and_keeps_the_text(

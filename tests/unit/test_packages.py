@@ -103,3 +103,36 @@ def test_too_many_packages_are_refused() -> None:
     """A list of thousands is a mistake or an attack."""
     with pytest.raises(InvalidOptions, match="201 packages"):
         packages.parse_pip(" ".join(f"p{number}" for number in range(201)))
+
+
+@pytest.mark.parametrize(
+    ("above", "user"),
+    [
+        ("FROM x\nUSER nobody\n", "nobody"),
+        ("FROM x\nUSER root\nRUN id\nUSER 1000:100\nRUN id\n", "1000:100"),
+        ("FROM x\nuser  $NB_UID\n", "$NB_UID"),
+        ("FROM x\nUSER nobody\nUSER root\n", ""),
+        ("FROM x\nUSER 0:0\n", ""),
+        ("FROM x AS a\nUSER nobody\nFROM y\n", ""),
+        ("FROM x\n# USER nobody\nRUN <<E\nUSER nobody\nE\n", ""),
+    ],
+)
+def test_packages_are_installed_as_root_whoever_was_before(above: str, user: str) -> None:
+    """Installers need root; whoever the Dockerfile named before is in force again after the block."""
+    text = packages.add(above, Packages(("pandas",), ("git",)))
+    instructions = [(one.keyword, *one.words[:1]) for one in parse(text[len(above) :]).instructions]
+    installs = [("RUN", "apt-get"), ("RUN", "python3")]
+    assert instructions == ([("USER", "root"), *installs, ("USER", user)] if user else installs)
+    assert packages.read_block(text) == Packages(("pandas",), ("git",))
+    more = packages.add(text, Packages(("numpy",)))
+    assert packages.read_block(more) == Packages(("pandas", "numpy"), ("git",))
+    assert more.count("USER root") == text.count("USER root")
+    assert packages.write_block(more, Packages()).count("USER") == above.count("USER")
+
+
+def test_a_user_that_is_named_above_a_block_later_is_heeded() -> None:
+    """The block follows what is above it each time that it is written."""
+    text = packages.add("FROM x\n", Packages(("pandas",)))
+    text = packages.add(text.replace("FROM x\n", "FROM x\nUSER nobody\n"), Packages(("numpy",)))
+    assert [one.words[0] for one in parse(text).instructions if one.keyword == "USER"] == ["nobody", "root", "nobody"]
+    assert packages.read_block(text) == Packages(("pandas", "numpy"))

@@ -64,6 +64,21 @@ def test_stages_are_added_up() -> None:
     assert state.has_triggers
 
 
+def test_steps_that_stages_share_are_done_for_each() -> None:
+    """BuildKit runs equal beginnings once, under one stage's name: the count still comes to its end."""
+    state = BuildState()
+    for digest, name in (("a", "[a 1/3] FROM x"), ("b", "[a 2/3] RUN same"), ("c", "[a 3/3] RUN one")):
+        state.feed(vertex(digest, name, started="t", completed="t"))
+    assert (state.snapshot().done, state.snapshot().steps) == (3, 3)
+    state.feed(vertex("d", "[b 3/4] RUN two", started="t"))
+    assert (state.snapshot().done, state.snapshot().steps) == (3, 7)
+    state.feed(vertex("d", "[b 3/4] RUN two", started="t", completed="t"))
+    state.feed(vertex("e", "[b 4/4] COPY --from=a /x /x", started="t"))
+    assert state.snapshot().sentence == "Building the image, step 7 of 7: COPY --from=a /x /x"
+    state.feed(vertex("e", "[b 4/4] COPY --from=a /x /x", started="t", completed="t"))
+    assert (state.snapshot().done, state.snapshot().steps) == (7, 7)
+
+
 def test_downloads() -> None:
     """While a base image comes, the sentence says how much of it is there."""
     state = BuildState()
