@@ -14,6 +14,7 @@ from jupyterhub.utils import url_path_join
 from ds01_spawner.adapters.accounts import FolderAccounts, LinuxAccounts
 from ds01_spawner.adapters.buildhistory import BuildRecords
 from ds01_spawner.adapters.hubservers import HubServers
+from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.portalnotes import Dismissed, LostPackages
 from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.workspace import Workspaces
@@ -47,6 +48,7 @@ class Parts:
         notes: packages that went with a retired container.
         dismissed: retirements that their users do not want to see any more.
         limits: what a user, in these groups, may have.
+        limits_file: where that is from; ``None`` when the site has no such file.
         clock: epoch seconds.
     """
 
@@ -66,6 +68,7 @@ class Parts:
     notes: LostPackages
     dismissed: Dismissed
     limits: Callable[[str, frozenset[str]], Limits]
+    limits_file: LimitsFile | None
     clock: Callable[[], float] = field(repr=False)
 
     def check_project(self, account: Account, name: str) -> None:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +42,7 @@ from ds01_spawner.images import ProjectImages
 from ds01_spawner.services.portal.board import Board
 from ds01_spawner.services.portal.builds import Builds
 from ds01_spawner.services.portal.creation import NewProjectPage
+from ds01_spawner.services.portal.devices import DevicesPage
 from ds01_spawner.services.portal.dismissal import DismissPage
 from ds01_spawner.services.portal.environment import (
     BuildLog,
@@ -85,6 +86,7 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
         clock=time.time,
         record=lambda *_, **__: None,  # the hub's allocator is the one that tells
     )
+    limits_file = LimitsFile(settings.limits_file) if settings.limits_file else None
     workspaces = Workspaces(Path("/run/ds01") / settings.hub)
     kit, shelf, notebooks = BuildKit(options=options), ImageShelf(options), Notebooks()
     records = BuildRecords(state / "builds")
@@ -129,7 +131,8 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
             leaving=Leaving(settings.hub, settings.network, engine, shelf, notebooks),
             notes=LostPackages(state / "portal"),
             dismissed=Dismissed(state / "portal" / "dismissed"),
-            limits=_limits(settings),
+            limits=limits_file.limits if limits_file else _no_limits,
+            limits_file=limits_file,
             clock=time.time,
         )
 
@@ -140,6 +143,7 @@ def application(parts: Parts) -> Application:
     pages: list[tuple[str, Any, dict[str, Any]]] = [
         ("", ProjectsPage, given),
         ("health", Health, given),
+        ("gpus", DevicesPage, given),
         ("retire", RetirePage, given),
         ("dismiss", DismissPage, given),
         ("new", NewProjectPage, given),
@@ -175,8 +179,6 @@ async def serve(settings: Settings, environment: dict[str, str]) -> None:
         server.stop()
 
 
-def _limits(settings: Settings) -> Callable[[str, frozenset[str]], Limits]:
-    if settings.limits_file is not None:
-        return LimitsFile(settings.limits_file).limits
+def _no_limits(user: str, groups: frozenset[str]) -> Limits:
     unlimited = Policy(defaults=Limits(max_gpu_equivalents=None, max_containers_per_user=None))
-    return lambda user, groups: resolve(unlimited, user, groups, time.time())
+    return resolve(unlimited, user, groups, time.time())
