@@ -384,7 +384,7 @@ class Allocator:
                 self._looked_at = self._clock()
                 self._carry_out(decision)
                 if not locked:
-                    self._tell_all()
+                    await self._tell_all()
 
     async def _heed_limits(self) -> None:
         """Once the limits were changed, let everybody who waits be judged by the new ones."""
@@ -422,11 +422,13 @@ class Allocator:
             self._report(change)
         self._save()
 
-    def _tell_all(self) -> None:
-        for holder, waiting in self._allocation.tell(self._clock()).items():
+    async def _tell_all(self) -> None:
+        for number, (holder, waiting) in enumerate(self._allocation.tell(self._clock()).items(), 1):
             waiter = self._waiters.get(holder)
-            if waiter and not waiter.granted.done():
+            if waiter and waiter.entry.request is waiting.request and not waiter.granted.done():
                 self._tell(waiter, waiting)
+            if number % _AT_A_TIME == 0:
+                await asyncio.sleep(0)
 
     def _tell(self, waiter: _Waiter, waiting: Waiting) -> None:
         holder = waiter.entry.request.holder

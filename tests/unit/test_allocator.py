@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import os
 import pickle
 import random
@@ -307,6 +308,23 @@ class TestWaiting:
         behind_bob = 1800 if said else 7200  # he may be idle at once, if somebody retires idle servers at all
         assert told["eve"].estimate == (T0 + 7200 + behind_bob, T0 + 2 * 7200)
         assert allocator.expected_starts()["gpu"] is not None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def test_telling_many_lets_others_go_on(self, lab: Lab) -> None:
+        """However many wait, the hub serves its pages in between."""
+        allocator = lab.allocator()
+        await lab.launch(allocator, "ada", 2)
+        many = 4 * allocator_module._AT_A_TIME
+        tasks = [asyncio.create_task(lab.launch(allocator, f"user{n}")) for n in range(many)]
+        looking = asyncio.ensure_future(allocator.look())
+        told = [0]
+        while not looking.done():
+            await asyncio.sleep(0)
+            told.append(len(lab.told))
+        assert told[-1] == many
+        assert max(after - before for before, after in itertools.pairwise(told)) <= allocator_module._AT_A_TIME
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
