@@ -55,6 +55,18 @@ class TestOrder:
         """What the limits file says counts most."""
         assert names([entry("a", 1), entry("b", 2, priority=50)], {"b": 100.0}) == ["b", "a"]
 
+    def test_the_example_in_the_docs(self) -> None:
+        """Ada, Bob and Eve of the page on who gets the next GPU come in the order that it says."""
+        now = 10 * HOUR
+        waiting = [
+            entry("ada", 1, since=now - 3 * HOUR),
+            entry("bob", 2, since=now - 2 * HOUR),
+            entry("eve", 3, since=now),
+        ]
+        used = {"ada": 12.9, "bob": 12.1, "eve": 3.0}
+        assert names(waiting, used, now) == ["eve", "ada", "bob"]
+        assert names(waiting, used, now + HOUR + 1) == ["ada", "eve", "bob"]
+
     def test_patience_ends(self) -> None:
         """After four hours only who asked earlier is ahead, whatever the priority and the use."""
         entries = [entry("a", 1), entry("b", 2, since=1.0), entry("c", 3, since=4 * HOUR, priority=99)]
