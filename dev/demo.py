@@ -117,7 +117,11 @@ def show_and_stay(person: Person, password: str) -> None:
     say(f"open {URL} and log in as alice or bob (bob is an admin) with the password {password}")
     say(f"alice's project is at {URL}/user/alice/{server_name(PROJECT)}/lab")
     say(f"the people's folders are in {STATE / 'people'}, the hub's log is {STATE / 'hub.log'}")
-    say(f"a project that nobody uses for {IDLE_MINUTES} minutes is warned, and then retired: leave one alone and watch")
+    say(f"watch an idle project being retired: leave it alone for {IDLE_MINUTES} minutes; the warning comes after 3")
+    say(f"  {URL}/services/projects/ counts down, warns, and then says what happened and why")
+    say("  a terminal that is open in the project shows the warning too; typing there keeps the project,")
+    say("  and so does `touch /workspace/.keep-alive`; when bob holds the other GPU, the limit halves")
+    say(f"  an administrator sees it with: .venv/bin/ds01-culler --dry-run --folder {STATE / 'culler'}")
     say("Ctrl-C retires what runs and stops everything")
     with suppress(KeyboardInterrupt):
         signal.pause()

@@ -6,6 +6,7 @@ It is also the tutorial, tried: somebody without a project makes one, adds a pac
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,11 +26,13 @@ from tests.browser.conftest import (  # noqa: E402
     PROJECTS,
     Visitor,
     chromium,
+    docker,
     forget_images,
     taken,
 )
 from tests.integration.conftest import Site, running_site  # noqa: E402
 
+CULL_CONFIG = CONFIG.with_name("cull_config.py")
 PICTURES = ROOT / "docs/pictures"
 SIZE = {"width": 1100, "height": 760}
 PROJECT = "first-steps"
@@ -56,12 +59,15 @@ def main() -> None:
     subprocess.run([ROOT / "images/build.sh", "python"], env={**os.environ, "BASE": "ds01/python:13"}, check=True)
     forget_images()
     camera = Camera(PICTURES)
-    with running_site(CONFIG) as site, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), headless=True, args=FLAGS)
-        tutorial(site, browser, camera)
-        waiting(site, browser, camera)
-        failing(site, browser, camera)
-        many(site, browser, camera)
+        with running_site(CONFIG) as site:
+            tutorial(site, browser, camera)
+            waiting(site, browser, camera)
+            failing(site, browser, camera)
+            many(site, browser, camera)
+        with running_site(CULL_CONFIG) as site:
+            retiring(site, browser, camera)
         browser.close()
 
 
@@ -169,6 +175,21 @@ def many(site: Site, browser: Browser, camera: Camera) -> None:
         dora.page.set_viewport_size({"width": 390, "height": 800})
         camera.take(dora.page, "phone")
         dora.retire_all()
+
+
+def retiring(site: Site, browser: Browser, camera: Camera) -> None:
+    """A project that works for a while, is left alone, warned, and retired."""
+    site.project("finn", "training")
+    with visitor(site, browser, "finn") as finn:
+        finn.launch("training", "Whole GPU").goto("about:blank")
+        inside = ("exec", "--detach", site.container("finn", "training", "{{.ID}}"))
+        docker(*inside, "timeout", "40", "sh", "-c", "while :; do :; done")
+        page = finn.visit()
+        expect(page.get_by_text(re.compile(r"In use \(.*cpu"))).to_be_visible(timeout=LAUNCH_MILLISECONDS)
+        expect(page.get_by_text("Will be retired at")).to_be_visible(timeout=LAUNCH_MILLISECONDS)
+        camera.take(page, "idle-warned")
+        expect(page.get_by_role("region", name="training was retired")).to_be_visible(timeout=LAUNCH_MILLISECONDS)
+        camera.take(page, "idle-retired")
 
 
 if __name__ == "__main__":
