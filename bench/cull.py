@@ -35,6 +35,7 @@ from ds01_spawner.adapters.eventlog import EventLog
 from ds01_spawner.adapters.hub import Hub
 from ds01_spawner.adapters.notebook import Notebooks
 from ds01_spawner.adapters.nvml import SimulatedDevices, simulated_uuid
+from ds01_spawner.adapters.portalnotes import LostPackages
 from ds01_spawner.adapters.usernotes import UserNotes
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core import labels
@@ -156,15 +157,20 @@ class Site:
 
     def culler(self, hub: Hub, notebooks: Notebooks) -> Culler:
         """Put the culler together as the service does, on files in place of the kernel's."""
-        settings = Settings(hub="bench", folder=self.folder / "culler", events=self.folder / "events.jsonl")
-        files = ThreadPoolExecutor(16)
+        settings = Settings(
+            hub="bench",
+            folder=self.folder / "culler",
+            packages_folder=self.folder / "packages",
+            events=self.folder / "events.jsonl",
+        )
+        threads = ThreadPoolExecutor(16)
         reader = ActivityReader(
             EngineInspector(self.engine_options),
             notebooks,
             proc=self.folder / "proc",
             cgroups=self.folder / "cgroup",
         )
-        channels = Channels(reader, UserNotes(Workspaces(self.folder / "run")), {}, files)
+        channels = Channels(reader, UserNotes(Workspaces(self.folder / "run")), {}, threads)
         events = EventLog(settings.events, source="culler")
         world = World(
             hub=hub,
@@ -174,11 +180,19 @@ class Site:
             find_account=FolderAccounts(self.folder / "people").find,
             limits=lambda user, groups: Limits(),  # noqa: ARG005
             queue=lambda: None,
-            threads=files,
+            lost_packages=no_packages,
+            threads=threads,
             clock=time.monotonic,
         )
-        acts = Acts(settings, channels, CullerFiles(settings.folder), events, clock=time.monotonic, wall=time.time)
+        files, packages = CullerFiles(settings.folder), LostPackages(settings.packages_folder)
+        acts = Acts(settings, channels, files, packages, events, clock=time.monotonic, wall=time.time)
         return Culler(settings, world, acts)
+
+
+async def no_packages(container: str) -> tuple[str, ...]:
+    """Return none; nobody is retired here."""
+    del container
+    return ()
 
 
 async def measure(site: Site, count: int, rounds: int) -> tuple[float, float, float]:

@@ -358,6 +358,7 @@ def _add_culler(c: Any, site: Site, changes: Mapping[str, Any]) -> None:
     settings = culler_settings.Settings(
         hub=site.hub,
         folder=folder / "culler",
+        packages_folder=folder / "portal",
         events=folder / "events.jsonl",
         people_folder=site.people_folder,
         limits_file=site.limits_file,

@@ -1,4 +1,4 @@
-"""What the portal remembers of a project between its launches.
+"""What a project's pages remember of it between its launches.
 
 Packages that went with a retired container, and which retirement its user does not want to be told of any more.
 """
@@ -57,7 +57,6 @@ class Dismissed:
 class _Notes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read(self, user: str, project: str) -> Any:
         with suppress(OSError, ValueError):
@@ -67,6 +66,7 @@ class _Notes:
 
     def write(self, user: str, project: str, value: Any) -> None:
         with suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file(user, project).write(json.dumps(value))
 
     def _file(self, user: str, project: str) -> TicketFile:

@@ -95,8 +95,10 @@ def read_clock(watched: Mapping[str, Any], clock: Callable[[float], str]) -> Idl
 def _now(watched: Mapping[str, Any], clock: Callable[[float], str]) -> str:
     """Return how it is: in use, idle since when, or why it is kept."""
     since = watched.get("idle_since")
-    if watched["use"] == Use.ACTIVE and watched["reason"] != Reason.DEVICE_UNUSED:
-        return f"In use ({', '.join(watched['signals'])})."
+    if watched["use"] == Use.ACTIVE:
+        limit, unused = watched.get("idle_limit_seconds"), watched["device_idle_seconds"]
+        but = f", but its GPU has done nothing for {duration(unused)}" if limit is not None and unused >= limit else ""
+        return f"In use ({', '.join(watched['signals'])}){but}."
     if watched["reason"] in _COUNTING_DOWN and since is not None:
         return f"Idle since {clock(since)}."
     if watched["reason"] == Reason.KEEP_ALIVE:

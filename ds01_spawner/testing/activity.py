@@ -15,6 +15,7 @@ from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.adapters.nvml import DeviceLook
 from ds01_spawner.adapters.outbound import NotDelivered
+from ds01_spawner.adapters.portalnotes import LostPackages
 from ds01_spawner.core import labels, tickets
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import DeviceReading, Kernel, Reading, Terminal
@@ -52,6 +53,7 @@ class FakeServer:
         explodes: whether reading it fails in an unforeseen way.
         terminals_explode: whether showing it something does.
         keep_alive_at: when its keep-alive was touched, monotonic seconds.
+        packages: what was installed by hand in its container.
         home_full: whether no file can be written in its project.
         files: the names of our files there.
         shown: what its terminals showed.
@@ -75,6 +77,7 @@ class FakeServer:
     explodes: bool = False
     terminals_explode: bool = False
     keep_alive_at: float | None = None
+    packages: tuple[str, ...] = ()
     home_full: bool = False
     files: dict[str, str] = field(default_factory=dict)
     shown: list[str] = field(default_factory=list)
@@ -146,7 +149,14 @@ class FakeSite:
 
     def culler(self, folder: Path, **settings: Any) -> Culler:
         """Return a culler that was just started on this site."""
-        values = {"hub": "lab", "folder": folder, "events": folder / "events.jsonl", **settings}
+        notes = folder / "packages"
+        values = {
+            "hub": "lab",
+            "folder": folder,
+            "packages_folder": notes,
+            "events": folder / "events.jsonl",
+            **settings,
+        }
         made = Settings(**values)
         threads = ThreadPoolExecutor(1)
         channels = Channels(self, self, {"webhook": self}, threads)
@@ -158,6 +168,7 @@ class FakeSite:
             find_account=self._find_account,
             limits=lambda user, groups: self.limits,  # noqa: ARG005 - everybody's are the same
             queue=self._queue,
+            lost_packages=self._lost_packages,
             threads=threads,
             clock=lambda: self.now,
         )
@@ -165,6 +176,7 @@ class FakeSite:
             made,
             channels,
             CullerFiles(folder),
+            LostPackages(notes),
             self,
             clock=lambda: self.now,
             wall=lambda: self.wall + self.now,
@@ -252,6 +264,9 @@ class FakeSite:
             kernels=None if server.silent else (Kernel("k", server.busy, str(server.messages)),),
             terminals=tuple(Terminal(str(n), str(server.typed)) for n in range(server.terminals)),
         )
+
+    async def _lost_packages(self, container: str) -> tuple[str, ...]:
+        return self.servers[container].packages
 
     async def show(self, place: Place, text: str) -> int:
         """Show a text in every terminal of a server."""

@@ -29,6 +29,7 @@ from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.eventlog import EventLog, read_events
 from ds01_spawner.adapters.hub import HubServer
 from ds01_spawner.adapters.notebook import NotebookAddress
+from ds01_spawner.adapters.portalnotes import LostPackages
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import Counting, Kernel, Terminal
 from ds01_spawner.core.limits import Limits
@@ -90,9 +91,21 @@ class PlayedHub:
         """Take it."""
 
 
+async def no_packages(container: str) -> tuple[str, ...]:
+    """Return none; nothing is installed by hand here."""
+    del container
+    return ()
+
+
 def make_culler(lab: Lab, hub: PlayedHub, folder: Path, counting: Counting) -> tuple[Culler, DeviceMeter]:
     """Put the culler together as the service does."""
-    settings = Settings(hub="proof", folder=folder, events=folder / "events.jsonl", pass_seconds=PASS_SECONDS)
+    settings = Settings(
+        hub="proof",
+        folder=folder,
+        packages_folder=folder / "packages",
+        events=folder / "events.jsonl",
+        pass_seconds=PASS_SECONDS,
+    )
     threads = ThreadPoolExecutor(4)
     reader = ActivityReader(EngineInspector(), hub)
     meter = DeviceMeter(lab.nvml)
@@ -104,12 +117,14 @@ def make_culler(lab: Lab, hub: PlayedHub, folder: Path, counting: Counting) -> t
         find_account=lambda user: Account(user, 1, 1, (1,), Path("/nonexistent")),
         limits=lambda user, groups: Limits(idle_seconds=IDLE_SECONDS, grace_seconds=0, counting=counting),
         queue=lambda: None,
+        lost_packages=no_packages,
         threads=threads,
         clock=time.monotonic,
     )
     events = EventLog(settings.events, source="culler")
     channels = Channels(reader, hub, {}, threads)
-    acts = Acts(settings, channels, CullerFiles(folder), events, clock=time.monotonic, wall=time.time)
+    files, packages = CullerFiles(folder), LostPackages(settings.packages_folder)
+    acts = Acts(settings, channels, files, packages, events, clock=time.monotonic, wall=time.time)
     return Culler(settings, world, acts), meter
 
 

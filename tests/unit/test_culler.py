@@ -13,6 +13,7 @@ import pytest
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.eventlog import MAX_LINE_BYTES, EventLog
+from ds01_spawner.adapters.portalnotes import LostPackages
 from ds01_spawner.core import retirements, wording
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import Counting
@@ -91,6 +92,17 @@ async def test_a_retirement_is_told_until_its_project_is_launched_again(site: Fa
     site.start("bob")
     await site.watch(culler, MINUTE)
     assert files.retired() == []
+
+
+async def test_packages_that_went_with_a_container_are_noted(site: FakeSite, tmp_path: Path) -> None:
+    """The project's page can offer them; a server without any leaves an earlier note as it is."""
+    notes = LostPackages(tmp_path / "packages")
+    notes.write("bob", "thesis", ("polars==1.0",))
+    site.start("ada").packages = ("numpy==2.0",)
+    site.start("bob")
+    await site.watch(site.culler(tmp_path), 40 * MINUTE)
+    assert notes.read("ada", "thesis") == ("numpy==2.0",)
+    assert notes.read("bob", "thesis") == ("polars==1.0",)
 
 
 async def test_an_event_carries_its_evidence_in_one_line(site: FakeSite, tmp_path: Path) -> None:
@@ -619,6 +631,7 @@ def test_settings_survive_the_environment(tmp_path: Path) -> None:
     settings = Settings(
         hub="lab",
         folder=tmp_path,
+        packages_folder=tmp_path / "packages",
         events=tmp_path / "events.jsonl",
         warn_seconds=(60.0, 20.0),
         notice_seconds=10.0,
@@ -635,10 +648,10 @@ def test_settings_survive_the_environment(tmp_path: Path) -> None:
         "[]",
         "{}",
         '{"hub": "lab"}',
-        '{"hub": "lab", "folder": "/x", "events": "/y", "unknown": 1}',
-        '{"hub": "lab", "folder": "/x", "events": "/y", "pass_seconds": 0}',
-        '{"hub": "lab", "folder": "/x", "events": "/y", "warn_seconds": [300, 900]}',
-        '{"hub": "lab", "folder": "/x", "events": "/y", "webhook": "file:///etc/passwd"}',
+        '{"hub": "lab", "folder": "/x", "packages_folder": "/z", "events": "/y", "unknown": 1}',
+        '{"hub": "lab", "folder": "/x", "packages_folder": "/z", "events": "/y", "pass_seconds": 0}',
+        '{"hub": "lab", "folder": "/x", "packages_folder": "/z", "events": "/y", "warn_seconds": [300, 900]}',
+        '{"hub": "lab", "folder": "/x", "packages_folder": "/z", "events": "/y", "webhook": "file:///etc/passwd"}',
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,28 @@ async def test_a_keep_alive_is_shown_with_its_end(watched: Watched) -> None:
 async def test_the_longest_run_is_not_said_to_depend_on_use(watched: Watched) -> None:
     """Nobody is told that using a server helps where it does not."""
     watched.site.limits = Limits(grace_seconds=0, max_runtime_seconds=60 * MINUTE)
-    watched.server.cpu_cores = 1.0
+    watched.server.gpu_percent = 90
     far = await watched.after(40)
     assert far.lines == (
-        "In use (cpu).",
+        "In use (gpu).",
         "Retired at 60', whatever it does: it will have run for 60 minutes, the longest that is allowed.",
     )
     near = await watched.after(10)
     assert near == IdleClock(
         "Will be retired at 60'. Save what you need.",
-        ("In use (cpu).", "It will then have run for 60 minutes, the longest that is allowed."),
+        ("In use (gpu).", "It will then have run for 60 minutes, the longest that is allowed."),
     )
+
+
+async def test_a_gpu_that_does_nothing_is_told_for_as_long_as_it_does(watched: Watched) -> None:
+    """Not only in the look at which its user was told: others may wait for what it holds."""
+    watched.server.cpu_cores = 1.0
+    assert (await watched.after(20)).lines[0] == "In use (cpu)."
+    for minutes in (11, 30):
+        told = await watched.after(minutes)
+        assert re.match(r"In use \(cpu\), but its GPU has done nothing for \d+ minutes\.", told.lines[0])
+    watched.server.gpu_percent = 90
+    assert (await watched.after(1)).lines[0] == "In use (gpu, cpu)."
 
 
 async def test_a_server_without_limits_and_an_unreadable_one(watched: Watched) -> None:

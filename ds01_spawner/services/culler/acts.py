@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.hosttime import day_and_time, time_of_day
 from ds01_spawner.adapters.hub import HubServer
+from ds01_spawner.adapters.portalnotes import LostPackages
 from ds01_spawner.core import wording
 from ds01_spawner.core.idleness import Decision, Delivery, Reason, Retire, Warn
 from ds01_spawner.core.idlerules import Rule
@@ -59,6 +60,7 @@ class Acts:
         settings: the site's.
         channels: how users are reached.
         files: what pages and the command line read.
+        packages: where the project's page finds what went with a container.
         events: the history.
         clock: monotonic seconds.
         wall: seconds since the epoch.
@@ -69,6 +71,7 @@ class Acts:
         settings: Settings,
         channels: Channels,
         files: CullerFiles,
+        packages: LostPackages,
         events: Events,
         *,
         clock: Callable[[], float],
@@ -77,6 +80,7 @@ class Acts:
         self.channels = channels
         self._settings = settings
         self._files = files
+        self._packages = packages
         self._events = events
         self._clock = clock
         self._wall = wall
@@ -135,8 +139,18 @@ class Acts:
             self._record("maintenance.warn", one.watch, one.decision, channels=arrived, failed=one.sent.failed)
         self._keep_standing(watches)
 
-    async def end(self, watch: Watch, decision: Retire, *, took_seconds: float, stopped: bool) -> None:
-        """Record the end of a server and tell of it."""
+    async def end(
+        self, watch: Watch, decision: Retire, *, took_seconds: float, stopped: bool, lost: tuple[str, ...]
+    ) -> None:
+        """Record the end of a server and tell of it.
+
+        Args:
+            watch: the server.
+            decision: why.
+            took_seconds: how long stopping it took.
+            stopped: whether it has stopped, and is not still stopping.
+            lost: the packages that went with its container.
+        """
         kind = "maintenance.runtime_kill" if decision.rule is Rule.RUN else "maintenance.idle_kill"
         clock = time_of_day(self._wall(), self._wall())
         text = wording.farewell(decision, watch.rules, project=watch.project, clock=clock)
@@ -149,6 +163,8 @@ class Acts:
         ]
         stop = {"took_seconds": round(took_seconds, 1), "stopped": stopped}
         self._record(kind, watch, decision, deliveries=deliveries, failed=sent.failed, **stop)
+        if lost:
+            self._packages.write(watch.server.user, watch.project, lost)
         try:
             self._files.add_retired(
                 {

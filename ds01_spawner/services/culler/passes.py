@@ -73,6 +73,7 @@ class World:
         find_account: a user's account, or raises AccountUnavailable; may block.
         limits: a user's limits, by login name and names of JupyterHub groups.
         queue: the text of the queue's file, ``None`` when there is none; or raises OSError.
+        lost_packages: the Python packages that were installed by hand in a container; none when that cannot be told.
         threads: where blocking calls are made.
         clock: monotonic seconds.
     """
@@ -84,6 +85,7 @@ class World:
     find_account: Callable[[str], Account]
     limits: Callable[[str, frozenset[str]], Limits]
     queue: Callable[[], str | None]
+    lost_packages: Callable[[str], Awaitable[tuple[str, ...]]]
     threads: Executor
     clock: Callable[[], float]
 
@@ -286,6 +288,7 @@ class Culler:
                 return
             if server.state.get("container_id") != watch.place.container_id:
                 return
+            lost = await self._world.lost_packages(watch.place.container_id)
             lease = await self._world.meter.read(watch.place.devices)
             watch.replace_newest(await self._world.reader.read(watch.place, lease(watch.place.devices)))
             await self._look_up(watch)
@@ -295,5 +298,6 @@ class Culler:
                 return
             began = self._world.clock()
             stopped = await self._world.hub.stop(server.user, server.name)
-            await self._acts.end(watch, decision, took_seconds=self._world.clock() - began, stopped=stopped)
+            took_seconds = self._world.clock() - began
+            await self._acts.end(watch, decision, took_seconds=took_seconds, stopped=stopped, lost=lost)
             del self._watches[watch.place.container_id]

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from ds01_spawner.adapters.accounts import FolderAccounts, LinuxAccounts
@@ -20,10 +21,14 @@ from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.notebook import Notebooks
 from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
 from ds01_spawner.adapters.outbound import Command, Webhook
+from ds01_spawner.adapters.portalnotes import LostPackages
+from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.adapters.usernotes import UserNotes
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core.limits import Limits
+from ds01_spawner.core.losses import find_losses
+from ds01_spawner.errors import DS01Error
 from ds01_spawner.services.culler.acts import Acts
 from ds01_spawner.services.culler.channels import Channels, Outbound
 from ds01_spawner.services.culler.passes import Culler, World
@@ -32,6 +37,7 @@ from ds01_spawner.services.culler.settings import Settings
 log = logging.getLogger("ds01_spawner.culler")
 
 _METER_SECONDS: Final = 15.0  # the driver keeps utilisation samples for not much longer
+_PACKAGES_SECONDS: Final = 5.0
 _FILE_THREADS: Final = 64  # more than ever work at once, because those that hang in a home cannot be called back
 
 
@@ -60,8 +66,10 @@ async def assembled(settings: Settings, hub_url: str, token: str) -> AsyncIterat
         outbound["command"] = Command(settings.command)
     if settings.webhook:
         outbound["webhook"] = Webhook(settings.webhook)
+    shelf = ImageShelf(settings.docker)
     channels = Channels(reader, UserNotes(Workspaces()), outbound, threads)
-    acts = Acts(settings, channels, CullerFiles(settings.folder), events, clock=time.monotonic, wall=time.time)
+    files, packages = CullerFiles(settings.folder), LostPackages(settings.packages_folder)
+    acts = Acts(settings, channels, files, packages, events, clock=time.monotonic, wall=time.time)
     queue = TicketFile(settings.queue_file).read if settings.queue_file else lambda: None
     try:
         async with Hub(hub_url, token) as hub:
@@ -73,6 +81,7 @@ async def assembled(settings: Settings, hub_url: str, token: str) -> AsyncIterat
                 find_account=people.find,
                 limits=_limits(settings, events),
                 queue=queue,
+                lost_packages=partial(_lost_packages, shelf),
                 threads=threads,
                 clock=time.monotonic,
             )
@@ -81,6 +90,7 @@ async def assembled(settings: Settings, hub_url: str, token: str) -> AsyncIterat
         await notebooks.close()
         inspector.close()
         engine.close()
+        shelf.close()
         events.close()
         threads.shutdown(wait=False, cancel_futures=True)
 
@@ -107,6 +117,14 @@ async def serve(
             await asyncio.sleep(min(left, _METER_SECONDS))
             if due - clock() > 1:
                 await meter.tick(culler.devices)
+
+
+async def _lost_packages(shelf: ImageShelf, container: str) -> tuple[str, ...]:
+    try:
+        async with asyncio.timeout(_PACKAGES_SECONDS):
+            return find_losses(await shelf.changes(container)).packages
+    except (TimeoutError, DS01Error):
+        return ()  # a hint less; the device is free in time
 
 
 def _limits(settings: Settings, events: EventLog) -> Callable[[str, frozenset[str]], Limits]:

@@ -31,6 +31,7 @@ class Settings:
     Attributes:
         hub: this hub's name in labels.
         folder: where the culler keeps its files.
+        packages_folder: where projects' pages find which packages went with a retired container.
         events: the event log.
         people_folder: homes of people without an account on the host; ``None`` takes the host's accounts.
         limits_file: YAML file of limits; ``None`` gives everybody the defaults.
@@ -46,6 +47,7 @@ class Settings:
 
     hub: str
     folder: Path
+    packages_folder: Path
     events: Path
     people_folder: Path | None = None
     limits_file: Path | None = None
@@ -87,7 +89,7 @@ class Settings:
         """
         try:
             found = json.loads(text)
-            for key in ("folder", "events", "people_folder", "limits_file", "queue_file"):
+            for key in ("folder", "packages_folder", "events", "people_folder", "limits_file", "queue_file"):
                 if found.get(key) is not None:
                     found[key] = Path(found[key])
             for key in ("warn_seconds", "command"):
