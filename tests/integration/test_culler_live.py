@@ -291,7 +291,7 @@ def cases(port: int, stack: ExitStack) -> list[Case]:
         Case("left", "left after login, nothing open", 0, nothing, "idle"),
         Case("keeper", "idle, with `.keep-alive`", 0, keep_alive, "kept"),
         Case("crasher", "a crashed server", 0, crash, "gone"),
-        Case("runner", "busy at its maximum run time", 0, lambda s: s.run_cell(LOOP), "run"),
+        Case("runner", "busy at its maximum run time of 90 s", 0, lambda s: s.run_cell(LOOP), "run"),
     ]
 
 

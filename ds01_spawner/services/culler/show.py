@@ -77,7 +77,8 @@ def show_ended(ended: Mapping[str, Any]) -> Iterator[str]:
 
 def _head(status: Status, now: float) -> Iterator[str]:
     ago = duration(max(0.0, now - status["at"]))
-    yield f"Last look {ago} ago: {status['watched']} servers, {status['broken']} of them broken."
+    servers = "1 server" if status["watched"] == 1 else f"{status['watched']} servers"
+    yield f"Last look {ago} ago: {servers}, {status['broken']} broken."
     if not is_fresh(status, now):
         yield f"It is late: one is due every {duration(status['pass_seconds'])}. Is the hub's service running?"
     if status["problem"]:
