@@ -5,15 +5,7 @@ from pathlib import Path
 
 c = get_config()  # noqa: F821 - JupyterHub defines it
 
-state = Path(os.environ["BENCH_STATE"])
-port = int(os.environ["BENCH_PORT"])
-
-c.JupyterHub.bind_url = f"http://127.0.0.1:{port}"
-c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{port + 1}"
-c.JupyterHub.hub_port = port + 2
-c.JupyterHub.db_url = f"sqlite:///{state / 'hub.sqlite'}"
-c.JupyterHub.cookie_secret_file = str(state / "cookie_secret")
-c.ConfigurableHTTPProxy.pid_file = str(state / "proxy.pid")
+state = Path.cwd()
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.JupyterHub.services = [{"name": "bench", "api_token": os.environ["BENCH_TOKEN"]}]

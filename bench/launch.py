@@ -262,8 +262,6 @@ def make_hub(folder: Path, arm: str, port: int, token: str, gateway: str) -> Hub
         url=f"http://127.0.0.1:{port}",
         environment={
             "BENCH_ARM": arm,
-            "BENCH_STATE": str(state),
-            "BENCH_PORT": str(port),
             "BENCH_TOKEN": token,
             "BENCH_IMAGE": IMAGE,
             "BENCH_RUNTIME": str(RUNTIME),

@@ -40,7 +40,7 @@ def say(text: str) -> None:
 
 def require_ports() -> None:
     """End with a sentence when the hub's ports are taken."""
-    for port in (8000, 8001):
+    for port in (8000, 8001, 8002):
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError:
@@ -153,7 +153,6 @@ def main() -> None:
         folder=STATE,
         url=URL,
         environment={
-            "DS01_DEMO_STATE": str(STATE),
             "DS01_DEMO_PASSWORD": password,
             "DS01_DEMO_SIMULATED": str(simulated_gpus()),
             "DS01_DEMO_IDLE_MINUTES": str(IDLE_MINUTES),

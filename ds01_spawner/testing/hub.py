@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 
@@ -20,12 +21,12 @@ STOP_SECONDS = 60
 
 @dataclass
 class Hub:
-    """A hub that can be started, stopped and killed.
+    """A hub that can be started, stopped and killed.  It keeps its database and secrets in the folder that it runs in.
 
     Attributes:
         config: its configuration file.
         folder: where it runs; its log is ``hub.log`` there.
-        url: where its proxy listens.
+        url: where its proxy listens; the two ports after it are the proxy's own and the hub's.
         environment: on top of this process's own.
     """
 
@@ -49,7 +50,7 @@ class Hub:
         binaries = Path(sys.executable).parent
         with (self.folder / "hub.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [binaries / "jupyterhub", "-f", self.config],
+                [binaries / "jupyterhub", "-f", self.config, *self._addresses()],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -66,6 +67,15 @@ class Hub:
         self.kill()
         tail = "\n".join(self.log.splitlines()[-25:])
         raise RuntimeError(f"the hub did not start within {START_SECONDS} s. The end of its log:\n{tail}")
+
+    def _addresses(self) -> list[str]:
+        port = urlsplit(self.url).port
+        assert port is not None, "the hub's address names its port"
+        return [
+            f"--JupyterHub.bind_url={self.url}",
+            f"--ConfigurableHTTPProxy.api_url=http://127.0.0.1:{port + 1}",
+            f"--JupyterHub.hub_port={port + 2}",
+        ]
 
     def stop(self) -> None:
         """Ask it to end, as an administrator would, and wait for it."""
@@ -85,7 +95,7 @@ class Hub:
 
     def end_proxy(self) -> None:
         """End the proxy of a hub that was killed: it is in a session of its own and outlives it."""
-        pid_file = self.folder / "proxy.pid"
+        pid_file = self.folder / "jupyterhub-proxy.pid"
         with suppress(FileNotFoundError, ProcessLookupError, ValueError):
             pid = int(pid_file.read_text())
             if b"configurable-http-proxy" in Path(f"/proc/{pid}/cmdline").read_bytes():

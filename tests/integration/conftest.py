@@ -112,8 +112,6 @@ def running_site(config: Path = CONFIG, **environment: str) -> Iterator[Site]:
         folder=folder,
         url=f"http://127.0.0.1:{port}",
         environment={
-            "DS01_TEST_STATE": str(folder),
-            "DS01_TEST_PORT": str(port),
             "DS01_TEST_HUB": name,
             "DS01_TEST_PASSWORD": password,
             "DS01_TEST_RUNTIME": str(RUNTIME),

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 c = get_config()  # noqa: F821 - JupyterHub defines it
-state = Path(os.environ["DS01_TEST_STATE"])
-limits = state / "limits.yaml"
+limits = Path("limits.yaml").absolute()
 limits.write_text(
     """
     defaults:
