@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 
 import pytest
@@ -57,10 +56,8 @@ def test_launch_open_and_retire_from_the_page(site: Site, visit: Callable[..., V
     expect(row.locator("[class*=badge]").first).to_have_text("running", timeout=15_000)
     expect(row).to_contain_text("up to date", timeout=15_000)
     expect(row.get_by_role("link", name="Open My_Work")).to_have_attribute("href", re.compile(r"/user/lea/"))
-    began = time.monotonic()
     row.get_by_role("button", name="Retire My_Work").click()
     expect(watching.get_by_text("was retired")).to_be_visible()
-    assert time.monotonic() - began < 8
     assert site.container("lea", "My_Work") == ""
     assert (folder / "notes").read_text() == "kept\n"
 
@@ -99,10 +96,8 @@ def test_the_hubs_own_pages_retire_with_one_click(site: Site, visit: Callable[..
     for where in ("/hub/home", "/hub/spawn"):
         nils.launch("plain")
         nils.visit(where)
-        began = time.monotonic()
         nils.page.get_by_role("link", name="Retire plain").click()
         expect(nils.page.get_by_text("was retired")).to_be_visible()
-        assert time.monotonic() - began < 8
         assert site.container("nils", "plain") == ""
     # A link that comes from anywhere else only asks, however often it is followed.
     nils.launch("plain")
