@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 
 from ds01_spawner.core import tickets
 from ds01_spawner.core.allocation import HALF_LIFE_SECONDS, Allocation, Decision, Grant, Snapshot
-from ds01_spawner.core.expectation import Retirements
+from ds01_spawner.core.expectation import IdleEnds
 from ds01_spawner.core.ledger import MEMORY_TOLERANCE_BYTES, REPORT_AFTER_SECONDS, Ledger
 from ds01_spawner.core.model import Device, Holder, Lease, LeaseState, Observation, Request
 from ds01_spawner.core.queue import PATIENCE_SECONDS, Entry, Estimate, Waiting
@@ -116,7 +116,7 @@ class Allocator:
         placement: ``packed``, ``spread`` or ``affinity``.
         limits: a user's limits by login name and groups; ``None`` when the site has none.
         limits_revision: returns the same object for as long as nobody's limits were changed.
-        retirements: returns what the culler says of idle servers, for estimates; ``None`` while it says nothing.
+        idle_ends: returns what the culler says of idle servers, for estimates; ``None`` while it says nothing.
         ticket_store: keeps places in the queue over a restart of the hub.
         host_lock: shared with other allocators of this host.
         patience_seconds: after this long a request goes before every later one.
@@ -137,7 +137,7 @@ class Allocator:
         placement: str = "packed",
         limits: LimitsOf | None = None,
         limits_revision: Callable[[], object] = lambda: None,
-        retirements: Callable[[], Awaitable[Retirements | None]] | None = None,
+        idle_ends: Callable[[], Awaitable[IdleEnds | None]] | None = None,
         ticket_store: TicketStore | None = None,
         host_lock: HostLock | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
@@ -152,7 +152,7 @@ class Allocator:
         self._record = record
         self._ticket_store = ticket_store
         self._host_lock = host_lock
-        self._retirements = retirements
+        self._idle_ends = idle_ends
         self._limits_revision = limits_revision
         self._revision = limits_revision()
         self._recheck_seconds = recheck_seconds
@@ -377,8 +377,8 @@ class Allocator:
             async with self._looking:
                 await self._heed_limits()
                 look = self._ledger.begin_look()
-                if self._retirements:
-                    self._allocation.retirements = await self._retirements()
+                if self._idle_ends:
+                    self._allocation.idle_ends = await self._idle_ends()
                 seen = await self._see()
                 decision = self._allocation.decide(seen, look, self._clock(), withheld)
                 self._looked_at = self._clock()

@@ -128,7 +128,7 @@ class Site:
             placement=self.placement,
             limits=self.limits,
             limits_revision=lambda: policy.policy if policy else None,
-            retirements=IdleClocks(CullerFiles(self.state_folder / "culler"), time.time).read,
+            idle_ends=IdleClocks(CullerFiles(self.state_folder / "culler"), time.time).read,
             ticket_store=TicketFile(self.state_folder / "queue.json"),
             host_lock=HostLock(self.host_lock) if self.host_lock else None,
             infrastructure=self.infrastructure,

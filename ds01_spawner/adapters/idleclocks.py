@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ds01_spawner.adapters.cullerfiles import CullerFiles
-from ds01_spawner.core.expectation import Retirements
+from ds01_spawner.core.expectation import IdleEnds
 from ds01_spawner.core.idleclock import servers_of
 
 
@@ -24,7 +24,7 @@ class IdleClocks:
         self._files = files
         self._clock = clock
 
-    async def read(self) -> Retirements | None:
+    async def read(self) -> IdleEnds | None:
         """Return what the culler said at its last pass, ``None`` when it has not passed lately."""
         status = await asyncio.to_thread(self._files.status)
         now = self._clock()
@@ -33,7 +33,7 @@ class IdleClocks:
             return None
         stops = {holder: stop for holder, server in servers.items() if (stop := _stop_of(server)) is not None}
         took = status.get("took_seconds")
-        return Retirements(float(status["at"]) - (took if isinstance(took, int | float) else 0.0), stops)
+        return IdleEnds(float(status["at"]) - (took if isinstance(took, int | float) else 0.0), stops)
 
 
 def _stop_of(server: Mapping[str, Any]) -> float | None:

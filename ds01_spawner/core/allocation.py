@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ds01_spawner.core import limits as limits_
 from ds01_spawner.core import tickets
 from ds01_spawner.core.backfill import Table
-from ds01_spawner.core.expectation import Expectation, Retirements
+from ds01_spawner.core.expectation import Expectation, IdleEnds
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.limits import Held
 from ds01_spawner.core.model import Device, DeviceStatus, Holder, Lease, Observation, Request
@@ -93,7 +93,7 @@ class Allocation:
         now: the time.
 
     Attributes:
-        retirements: what the culler said last, for estimates; ``None`` while it says nothing.
+        idle_ends: what the culler said last, for estimates; ``None`` while it says nothing.
 
     Raises:
         ValueError: there is no such placement.
@@ -117,7 +117,7 @@ class Allocation:
         self.use = DecayedUse(half_life_seconds, remembered.hours, remembered.at)
         self._placement = placement
         self._limits = limits
-        self.retirements: Retirements | None = None
+        self.idle_ends: IdleEnds | None = None
         self._patience_seconds = patience_seconds
         self._entries: dict[Holder, Entry] = {}
         self._entries_of: dict[str, list[Entry]] = {}
@@ -222,7 +222,7 @@ class Allocation:
         refusals = self._admit(rules)
         grants: list[Grant] = []
         if self._entries and self.ledger.free and not withheld:
-            expectation = Expectation(self.ledger, rules, self.retirements, now)
+            expectation = Expectation(self.ledger, rules, self.idle_ends, now)
             table = Table(self.ledger.free.values(), expectation.earliest, self.ledger.inventory, now)
             try:
                 self._serve(self._line(now), table, rules, grants, refusals)
@@ -234,7 +234,7 @@ class Allocation:
 
     def tell(self, now: float) -> Mapping[Holder, Waiting]:
         """Return what everybody in the queue is told, next one first, as of the last decision."""
-        expectation = Expectation(self.ledger, self._rules(), self.retirements, now)
+        expectation = Expectation(self.ledger, self._rules(), self.idle_ends, now)
         self._waiting = expectation.tell(self._line(now), self._withheld)
         return self._waiting
 
@@ -301,7 +301,7 @@ class Allocation:
         """
         queue = self._line(now)
         rules = self._rules()
-        expectation = Expectation(self.ledger, rules, self.retirements, now)
+        expectation = Expectation(self.ledger, rules, self.idle_ends, now)
         last = max((entry.sequence for entry in queue), default=0)
         found: dict[str, Estimate | None] = {}
         for kind in {device.kind for device, _, _ in expectation.times()}:

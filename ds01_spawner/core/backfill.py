@@ -155,7 +155,7 @@ def forecast(
     kinds_of: KindsOf,
     now: float,
     *,
-    idle_ends: bool,
+    end_idle: bool,
 ) -> dict[int, Estimate | None]:
     """Estimate when each entry starts, if everybody leaves as expected and nobody new comes.
 
@@ -165,12 +165,12 @@ def forecast(
             that is not known.
         kinds_of: the kinds of device that an entry takes, smallest first.
         now: the time.
-        idle_ends: whether somebody who starts may be gone after the idle limit, or only after the run limit.
+        end_idle: whether somebody who starts may be gone after the idle limit, or only after the run limit.
 
     Returns:
         Per sequence number the earliest and the latest start, or ``None`` when one of them cannot be told.
     """
-    lows = _starts(entries, [(device, low) for device, low, _ in devices], kinds_of, now, shortest=idle_ends)
+    lows = _starts(entries, [(device, low) for device, low, _ in devices], kinds_of, now, shortest=end_idle)
     highs = _starts(entries, [(device, high) for device, _, high in devices], kinds_of, now, shortest=False)
     return {
         entry.sequence: (lows[entry.sequence], max(lows[entry.sequence], highs[entry.sequence]))

@@ -14,7 +14,7 @@ from ds01_spawner.core.rules import Rules, fits
 
 
 @dataclass(frozen=True, slots=True)
-class Retirements:
+class IdleEnds:
     """What the culler said of the servers that it watches.
 
     Attributes:
@@ -32,14 +32,14 @@ class Expectation:
     Args:
         ledger: the leases and the last look.
         rules: everybody's limits.
-        retirements: the culler's word; ``None`` while there is none, and then nobody is expected to be retired as idle.
+        idle_ends: the culler's word; ``None`` while there is none, and then nobody is expected to be retired as idle.
         now: the time.
     """
 
-    def __init__(self, ledger: Ledger, rules: Rules, retirements: Retirements | None, now: float) -> None:
+    def __init__(self, ledger: Ledger, rules: Rules, idle_ends: IdleEnds | None, now: float) -> None:
         self._ledger = ledger
         self._rules = rules
-        self._retirements = retirements
+        self._idle_ends = idle_ends
         self._now = now
         self._ends: dict[str, Estimate] = {}
         self._free = frozenset(ledger.free)
@@ -90,9 +90,9 @@ class Expectation:
 
     def _stop_of(self, lease: Lease) -> float | None:
         """Return when the culler will retire a lease's server; what it said of an earlier server is not about this."""
-        if self._retirements is None or self._retirements.at <= lease.since:
+        if self._idle_ends is None or self._idle_ends.at <= lease.since:
             return None
-        return self._retirements.stops.get(lease.holder)
+        return self._idle_ends.stops.get(lease.holder)
 
     def _soonest(self, lease: Lease) -> float:
         """Return the earliest end of a lease; a server whose clock is not known may be idle since it began."""
@@ -128,7 +128,7 @@ class Expectation:
 
     def forecast(self, queue: Sequence[Entry]) -> dict[int, Estimate | None]:
         """Return when everybody in the queue should start, by sequence number; ``None`` when that cannot be told."""
-        return forecast(queue, self.times(), self._kinds, self._now, idle_ends=self._retirements is not None)
+        return forecast(queue, self.times(), self._kinds, self._now, end_idle=self._idle_ends is not None)
 
     def _kinds(self, entry: Entry) -> Sequence[str]:
         return self._rules.kinds(entry.request, entry.limits)

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from ds01_spawner.core import labels, tickets
 from ds01_spawner.core.allocation import Allocation
-from ds01_spawner.core.expectation import Retirements
+from ds01_spawner.core.expectation import IdleEnds
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Health, Holder, Observation, Request
@@ -195,7 +195,7 @@ class HostLife(HostWorld):
         memory.stops_at = now - rng.choice((0, 0, 60))
         watched = rng.sample(self.holders, len(self.holders) * 2 // 3)  # servers that have ended meanwhile, too
         memory.stops = {holder: now + rng.choice((-60, 300, 900, 1800, 9000)) for holder in watched}
-        self.hub.retirements = Retirements(memory.stops_at, dict(memory.stops))
+        self.hub.idle_ends = IdleEnds(memory.stops_at, dict(memory.stops))
         if rng.random() < 0.2:  # noqa: PLR2004
             self._forget_the_culler()
 
@@ -280,7 +280,7 @@ class HostLife(HostWorld):
             self.memory.charged_at = self.clock()
 
     def _forget_the_culler(self) -> None:
-        self.hub.retirements = None
+        self.hub.idle_ends = None
         self.memory.stops = {}
 
     def _save(self) -> None:

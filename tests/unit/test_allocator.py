@@ -22,7 +22,7 @@ from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.allocator import Allocator, Reservation
 from ds01_spawner.core import allocation
 from ds01_spawner.core.events import KINDS
-from ds01_spawner.core.expectation import Retirements
+from ds01_spawner.core.expectation import IdleEnds
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import DeviceState, Health, Holder, Request
 from ds01_spawner.core.queue import Waiting
@@ -92,10 +92,10 @@ async def lab() -> AsyncIterator[Lab]:
         await allocator.close()
 
 
-def says(said: Retirements | None) -> Callable[[], Awaitable[Retirements | None]]:
+def says(said: IdleEnds | None) -> Callable[[], Awaitable[IdleEnds | None]]:
     """Return a culler that says the same each time."""
 
-    async def read() -> Retirements | None:
+    async def read() -> IdleEnds | None:
         return said
 
     return read
@@ -269,8 +269,8 @@ class TestWaiting:
         limits = Limits(
             max_gpu_equivalents=None, max_gpu_slots_per_container=None, idle_seconds=1800, max_runtime_seconds=7200
         )
-        idle = Retirements(lab.clock() + 3590, {Holder("ada", "thesis"): lab.clock() + 3600 + 1800})
-        allocator = lab.allocator(limits=lambda _u, _g: limits, retirements=says(idle))
+        idle = IdleEnds(lab.clock() + 3590, {Holder("ada", "thesis"): lab.clock() + 3600 + 1800})
+        allocator = lab.allocator(limits=lambda _u, _g: limits, idle_ends=says(idle))
         await lab.launch(allocator, "ada", 2)
         lab.clock.advance(3600)
         tasks = [asyncio.create_task(lab.launch(allocator, user)) for user in ("bob", "eve")]
@@ -290,14 +290,14 @@ class TestWaiting:
         "said",
         [
             pytest.param(None, id="the culler is away"),
-            pytest.param(Retirements(T0 + 3590, {}), id="of her it says nothing"),
-            pytest.param(Retirements(T0, {Holder("ada", "thesis"): T0 + 60}), id="that was her server before this one"),
+            pytest.param(IdleEnds(T0 + 3590, {}), id="of her it says nothing"),
+            pytest.param(IdleEnds(T0, {Holder("ada", "thesis"): T0 + 60}), id="that was her server before this one"),
         ],
     )
-    async def test_without_the_cullers_word_only_run_limits_count(self, lab: Lab, said: Retirements | None) -> None:
+    async def test_without_the_cullers_word_only_run_limits_count(self, lab: Lab, said: IdleEnds | None) -> None:
         """Nobody is promised a device because a server might be idle."""
         limits = Limits(max_gpu_slots_per_container=2, max_gpu_equivalents=Fraction(2), max_runtime_seconds=7200)
-        allocator = lab.allocator(limits=lambda _u, _g: limits, retirements=says(said))
+        allocator = lab.allocator(limits=lambda _u, _g: limits, idle_ends=says(said))
         await lab.launch(allocator, "ada", 2)
         lab.clock.advance(3600)
         tasks = [asyncio.create_task(lab.launch(allocator, user, 2)) for user in ("bob", "eve")]

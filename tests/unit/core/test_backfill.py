@@ -199,11 +199,11 @@ def test_everybody_starts_once_those_before_are_through(
 
 class TestForecast:
     def estimate(
-        self, entries: list[Entry], *times: tuple[float, float], idle_ends: bool = True
+        self, entries: list[Entry], *times: tuple[float, float], end_idle: bool = True
     ) -> list[tuple[float, float] | None]:
         """Return the estimates for a queue on GPUs that are free between two times each."""
         devices = [(device, *at) for device, at in zip(gpus(len(times)), times, strict=True)]
-        told = forecast(entries, devices, lambda waiting: [waiting.request.kind], 0.0, idle_ends=idle_ends)
+        told = forecast(entries, devices, lambda waiting: [waiting.request.kind], 0.0, end_idle=end_idle)
         return [told[waiting.sequence] for waiting in entries]
 
     def test_the_first_gets_the_first_device(self) -> None:
@@ -218,7 +218,7 @@ class TestForecast:
     def test_without_a_culler_nobody_before_leaves_early(self) -> None:
         """While nobody is retired as idle, those before count with their longest time."""
         queue = [entry(1, idle=5, run=50), entry(2)]
-        assert self.estimate(queue, (10, 30), idle_ends=False) == [(10, 30), (60, 80)]
+        assert self.estimate(queue, (10, 30), end_idle=False) == [(10, 30), (60, 80)]
 
     def test_several_devices_are_waited_for_together(self) -> None:
         """A request for two starts with the second of them."""
