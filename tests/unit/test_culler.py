@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -19,6 +20,8 @@ from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import Counting
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
+from ds01_spawner.errors import EngineUnavailable
+from ds01_spawner.services.culler import serve
 from ds01_spawner.services.culler.__main__ import main
 from ds01_spawner.services.culler.channels import Channels
 from ds01_spawner.services.culler.settings import Settings, SettingsRefused
@@ -103,6 +106,23 @@ async def test_packages_that_went_with_a_container_are_noted(site: FakeSite, tmp
     await site.watch(site.culler(tmp_path), 40 * MINUTE)
     assert notes.read("ada", "thesis") == ("numpy==2.0",)
     assert notes.read("bob", "thesis") == ("polars==1.0",)
+
+
+@pytest.mark.parametrize("engine", ["answers", "is away", "hangs"])
+async def test_nobody_is_kept_for_the_sake_of_a_hint(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages are read from what changed in the container; where the engine cannot say it, the hint is missing."""
+    monkeypatch.setattr(serve, "_PACKAGES_SECONDS", 0.01)
+
+    class Shelf:
+        async def changes(self, container: str) -> tuple[str, ...]:
+            if engine == "is away":
+                raise EngineUnavailable("Docker Engine does not answer.")
+            if engine == "hangs":
+                await asyncio.Event().wait()
+            return ("/usr/lib/python3/dist-packages/numpy-2.0.dist-info/METADATA", f"/root/{container}")
+
+    found = await serve._lost_packages(Shelf(), "c0ffee")  # type: ignore[arg-type]
+    assert found == (("numpy==2.0",) if engine == "answers" else ())
 
 
 async def test_an_event_carries_its_evidence_in_one_line(site: FakeSite, tmp_path: Path) -> None:
