@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from tests.browser.conftest import (  # noqa: E402
     chromium,
     docker,
     forget_images,
+    run_cell,
     taken,
 )
 from tests.integration.conftest import Site, running_site  # noqa: E402
@@ -65,6 +67,7 @@ def main() -> None:
             tutorial(site, browser, camera)
             waiting(site, browser, camera)
             failing(site, browser, camera)
+            asking(site, browser, camera)
             many(site, browser, camera)
         with running_site(CULL_CONFIG) as site:
             retiring(site, browser, camera)
@@ -123,9 +126,6 @@ def tutorial(site: Site, browser: Browser, camera: Camera) -> None:
         expect(page.get_by_text("running", exact=True)).to_be_visible()
         camera.take(page, "running")
         page.get_by_role("button", name=f"Retire {PROJECT}").click()
-        if page.get_by_role("button", name="Retire anyway").count():
-            camera.take(page, "retire")
-            page.get_by_role("button", name="Retire anyway").click()
         expect(page.get_by_text("was retired")).to_be_visible()
         camera.take(page, "retired")
 
@@ -146,7 +146,9 @@ def waiting(site: Site, browser: Browser, camera: Camera) -> None:
 
 def failing(site: Site, browser: Browser, camera: Camera) -> None:
     """A launch whose image does not build."""
-    recipe = "FROM ds01/python:13\nRUN sleep 8\nRUN python3 -m pip install no-such-package-anywhere-42\n"
+    # Other surroundings each time: a step that was built here before would take no time to watch.
+    fresh = f"FROM ds01/python:13\nENV PICTURE={secrets.token_hex(4)}\n"
+    recipe = fresh + "RUN sleep 8\nRUN python3 -m pip install no-such-package-anywhere-42\n"
     site.project("cleo", "broken", dockerfile=recipe)
     with visitor(site, browser, "cleo") as cleo:
         page = cleo.visit(f"/hub/spawn/cleo/{server_name('broken')}")
@@ -156,6 +158,21 @@ def failing(site: Site, browser: Browser, camera: Camera) -> None:
         camera.take(page, "launching")
         expect(page.get_by_role("alert")).to_be_visible(timeout=LAUNCH_MILLISECONDS)
         camera.take(page, "failed", full=True)
+
+
+def asking(site: Site, browser: Browser, camera: Camera) -> None:
+    """A retire that would lose something."""
+    site.project("eli", "half-done", dockerfile="FROM ds01/python:13\n")
+    with visitor(site, browser, "eli") as eli:
+        run_cell(eli.launch("half-done"), "import time; time.sleep(600)")
+        eli.inside("half-done", "mkdir ~/results; touch ~/results/a.csv ~/results/b.csv")
+        eli.install("half-done", "iniconfig")
+        eli.visit("/hub/home").get_by_role("link", name="Retire half-done").click()
+        expect(eli.page.get_by_text("1 notebook is computing")).to_be_visible()
+        camera.take(eli.page, "question")
+        eli.page.get_by_role("button", name="Retire anyway").click()
+        eli.page.get_by_role("link", name="half-done", exact=True).first.click()
+        expect(eli.page.get_by_text("installed by hand went with its container")).to_be_visible()
 
 
 def many(site: Site, browser: Browser, camera: Camera) -> None:

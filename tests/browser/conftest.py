@@ -39,7 +39,7 @@ PEOPLE = frozenset(
         "sven", "tina", "uma", "vera", "will", "xena", "yara", "zoe", "abel",
         "bea", "carl", "dana", "erik", "fred", "gus", "hana", "ines", "jo",
         "kim", "victim", "mallory", "forge", "gets", "linda", "huge", "cspia", "axel-light",
-        "axel-dark", "ben", "cleo", "dora", "hugo", "wanda", "finn", "kai", "emil",
+        "axel-dark", "ben", "cleo", "dora", "hugo", "wanda", "finn", "kai", "emil", "eli",
     ]
 )  # fmt: skip
 """Everybody in the browser tests and the screenshots."""
