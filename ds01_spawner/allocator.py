@@ -377,8 +377,7 @@ class Allocator:
             async with self._looking:
                 await self._heed_limits()
                 look = self._ledger.begin_look()
-                if self._idle_ends:
-                    self._allocation.idle_ends = await self._idle_ends()
+                self._allocation.idle_ends = await self._read_idle_ends()
                 seen = await self._see()
                 decision = self._allocation.decide(seen, look, self._clock(), withheld)
                 self._looked_at = self._clock()
@@ -396,6 +395,14 @@ class Allocator:
             self._allocation.admit_again(entry)
             if number % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
+
+    async def _read_idle_ends(self) -> IdleEnds | None:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_SECONDS):
+                return await self._idle_ends() if self._idle_ends else None
+        except Exception:  # estimates know run limits only, then; nobody's device waits for the culler's file
+            log.warning("When idle servers end is not known", exc_info=True)
+            return None
 
     async def _see(self) -> Observation:
         try:

@@ -36,6 +36,7 @@ from ds01_spawner.adapters.probecache import ProbeCache
 from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.runtimefolder import RuntimeFolder
 from ds01_spawner.adapters.ticketfile import TicketFile
+from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.allocator import Allocator
 from ds01_spawner.builder import Builder, BuildLimits
@@ -96,6 +97,11 @@ class Site:
         return Workspaces(Path("/run/ds01") / self.hub)
 
     @cached_property
+    def threads(self) -> UserThreads:
+        """Where accounts and folders are used: a home that does not answer is its own person's trouble only."""
+        return UserThreads()
+
+    @cached_property
     def events(self) -> EventLog:
         """The history."""
         return EventLog(self.state_folder / "events.jsonl")
@@ -150,7 +156,7 @@ class Site:
         """The builder of projects' images."""
         builds = self.state_folder / "builds"
         return Builder(
-            contexts=BuildContexts(self.workspaces, builds),
+            contexts=BuildContexts(self.workspaces, builds, threads=self.threads),
             engine=BuildKit(options=dict(self.docker)),
             history=BuildRecords(builds),
             limits=BuildLimits(),
@@ -175,6 +181,7 @@ class Site:
             hub=self.hub,
             accounts=self.people,
             workspaces=self.workspaces,
+            threads=self.threads,
             images=ProjectImages(self.builder, self.default_image),
             runtime=self.runtime,
             allocator=self.allocator,
@@ -191,7 +198,7 @@ class Site:
 
     async def projects(self, user: str) -> tuple[str, ...]:
         """Return the names of a user's projects."""
-        return await asyncio.to_thread(lambda: self.workspaces.list_projects(self.people.find(user)))
+        return await self.threads.run(user, lambda: self.workspaces.list_projects(self.people.find(user)))
 
     async def outlook(self, user: str, groups: frozenset[str]) -> Outlook:
         """Return what a user could get now."""

@@ -31,6 +31,8 @@ CONNECT_RETRY_SECONDS = 0.02
 ALIVE_CHECK_SECONDS = 1.0
 ENGINE_RETRY_SECONDS = 5.0
 
+T = TypeVar("T")
+
 Say = Callable[[int, str], None]
 """Tells the user what is happening: progress from 0 to 100, and one line of text."""
 
@@ -82,6 +84,13 @@ class Accounts(Protocol):
     """The people of this host."""
 
     def find(self, user: str) -> Account: ...  # noqa: D102
+
+
+class UserThreads(Protocol):
+    """Threads for what may take as long as a person's file server does."""
+
+    async def run(self, user: str, work: Callable[..., T], *arguments: Any) -> T:
+        """Return what a call returns, in time or not at all."""
 
 
 class Workspaces(Protocol):
@@ -200,6 +209,7 @@ class Launcher:
         hub: this hub's name on the host, in every label.
         accounts: the people.
         workspaces: their folders.
+        threads: where both are used.
         images: their images.
         runtime: the notebook runtime.
         allocator: the devices.
@@ -216,6 +226,7 @@ class Launcher:
         hub: str,
         accounts: Accounts,
         workspaces: Workspaces,
+        threads: UserThreads,
         images: Images,
         runtime: Runtime,
         allocator: Allocator,
@@ -228,6 +239,7 @@ class Launcher:
         self.hub = hub
         self.accounts = accounts
         self.workspaces = workspaces
+        self.threads = threads
         self.images = images
         self.runtime = runtime
         self.allocator = allocator
@@ -254,7 +266,7 @@ class Launcher:
         """
         async with self._alone(order.holder):
             say(2, f"Opening {order.options.project}")
-            account = await asyncio.to_thread(self.accounts.find, order.holder.user)
+            account = await self.threads.run(order.holder.user, self.accounts.find, order.holder.user)
             limits = self.limits(order.holder.user, order.groups)
             image = await self.images.find(account, order.options, order.holder.user, say)
             command = await self.runtime.prepare(image.id, on_progress=lambda text: say(60, text))
@@ -280,7 +292,13 @@ class Launcher:
         say(75, "Creating the container")
         # A call that a thread has begun cannot be called back, so each is awaited to its end even when cancelled.
         folder = await in_full(
-            asyncio.to_thread(self.workspaces.mount, prepared.account, order.options.project, mount_name(order.holder))
+            self.threads.run(
+                order.holder.user,
+                self.workspaces.mount,
+                prepared.account,
+                order.options.project,
+                mount_name(order.holder),
+            )
         )
         server = self._describe(order, prepared, folder, reservation.devices)
         async with reservation.creating():
@@ -443,9 +461,6 @@ async def _first_answer(address: str, port: int, path: str) -> None:
         finally:
             writer.close()
         await asyncio.sleep(CONNECT_RETRY_SECONDS)
-
-
-T = TypeVar("T")
 
 
 async def in_full(work: Coroutine[Any, Any, T]) -> T:

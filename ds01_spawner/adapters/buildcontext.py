@@ -15,19 +15,18 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, Protocol
 
+from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Contents, PackedContext
 from ds01_spawner.core.dockerfile import ContextUse
 from ds01_spawner.core.project import Dockerfile, dockerfile_candidates
 from ds01_spawner.errors import AccountUnavailable, ProjectRefused
-
-T = TypeVar("T")
 
 PRIVATE_DOCKERFILE = ".ds01.Dockerfile"
 """The Dockerfile's name in a context whose folder does not hold it; ``COPY . .`` brings it into the image."""
@@ -38,7 +37,6 @@ KILL_SECONDS = 5.0
 REMEMBERED_BYTES = 64 * 1024 * 1024
 _ANSWER_BYTES = 32 * 1024 * 1024
 _CHUNK = 1024 * 1024
-_THREADS = 16
 _PATH_CHARACTERS = 200
 _TAR_OVERHEAD_PER_FILE = 8192
 
@@ -83,15 +81,21 @@ class BuildContexts:
         workspaces: opens their folders.
         spool_dir: where a packed context waits for the builder, unnamed; as large as the limit times concurrent builds.
         limits: how much a build may be given.
+        threads: where the folders are touched.
     """
 
-    def __init__(self, workspaces: Workspaces, spool_dir: Path, limits: ContextLimits | None = None) -> None:
+    def __init__(
+        self,
+        workspaces: Workspaces,
+        spool_dir: Path,
+        limits: ContextLimits | None = None,
+        threads: UserThreads | None = None,
+    ) -> None:
         self._workspaces = workspaces
         self._spool_dir = spool_dir
         self._limits = limits or ContextLimits()
         self._signatures = _SignatureCache()
-        # Threads of their own: a home that does not answer keeps nothing else of the hub waiting.
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="context")
+        self._threads = threads or UserThreads()
 
     async def read_dockerfile(self, account: Account, project: str) -> Dockerfile | None:
         """Return the project's Dockerfile, or ``None`` when it has none.
@@ -100,7 +104,7 @@ class BuildContexts:
             ProjectRefused: the project or its Dockerfile is not what it should be.
             AccountUnavailable: the home cannot be used.
         """
-        return await self._in_thread(self._workspaces.read_dockerfile, account, project)
+        return await self._threads.run(account.name, self._workspaces.read_dockerfile, account, project)
 
     async def scan(self, account: Account, project: str, dockerfile: Dockerfile, use: ContextUse) -> Contents:
         """Return what the build's files are, without packing them.
@@ -129,17 +133,16 @@ class BuildContexts:
     async def _run(
         self, account: Account, project: str, dockerfile: Dockerfile, use: ContextUse, archive: IO[bytes] | None
     ) -> Contents:
-        folder = await self._in_thread(self._workspaces.open_project, account, project)
+        opening = self._workspaces.open_project
+        folder = await self._threads.run(account.name, opening, account, project, unclaimed=os.close)
         try:
             packing = _Packing(folder, self._request(account, project, dockerfile, use), self._limits, archive)
-            answer, signatures = await packing.run(self._threads, self._signatures.get(account.uid, project))
+            begin = partial(self._threads.begin, account.name)
+            answer, signatures = await packing.run(begin, self._signatures.get(account.uid, project))
         finally:
             os.close(folder)
         self._signatures.put(account.uid, project, signatures)
         return _read_answer(answer, self._limits)
-
-    async def _in_thread(self, function: Callable[[Account, str], T], account: Account, project: str) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, account, project)
 
     def _request(self, account: Account, project: str, dockerfile: Dockerfile, use: ContextUse) -> dict[str, Any]:
         name = _name_in_context(project, dockerfile)
@@ -168,10 +171,10 @@ class _Packing:
         self._process: subprocess.Popen[bytes] | None = None
         self._given_up = threading.Event()
 
-    async def run(self, threads: Executor, signatures: bytes) -> tuple[dict[str, Any], bytes]:
+    async def run(self, begin: Callable[..., asyncio.Future[Any]], signatures: bytes) -> tuple[dict[str, Any], bytes]:
         """Return the child's answer and its new signatures; a cancel or the time limit kills it."""
         seconds = SCAN_SECONDS if self._archive is None else PACK_SECONDS
-        work = asyncio.get_running_loop().run_in_executor(threads, self._work, signatures)
+        work: asyncio.Future[tuple[dict[str, Any], bytes]] = begin(self._work, signatures)
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.shield(work)

@@ -18,6 +18,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from ds01_spawner.errors import AccountUnavailable
 
@@ -45,6 +46,19 @@ _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
 
+class _Lock:
+    """A lock that can be forgotten when nobody uses it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Mounts:
     """Bind mounts under one root-owned folder, which is this hub's alone.
 
@@ -54,7 +68,8 @@ class Mounts:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._lock = threading.Lock()
+        self._locks: WeakValueDictionary[str, _Lock] = WeakValueDictionary()
+        self._finding = threading.Lock()
 
     def mount(self, folder: int, name: str) -> Path:
         """Mount an opened folder as ``<run_dir>/<name>``, in place of what a crash may have left there.
@@ -67,12 +82,14 @@ class Mounts:
             AccountUnavailable: it cannot be mounted, or something else than the opened folder appeared.
         """
         target = self._target(name)
-        with self._lock:
-            self._prepare()
+        # Before any lock: a file server that does not answer holds whoever asks.
+        status, flags = os.fstat(folder), os.fstatvfs(folder).f_flag
+        self._prepare()
+        with self._alone(name):
             self._remove(target)
             target.mkdir(mode=0o700, exist_ok=True)
             try:
-                self._bind(folder, target)
+                self._bind(folder, status, flags, target)
             except BaseException:
                 self._remove(target)
                 raise
@@ -87,7 +104,7 @@ class Mounts:
             AccountUnavailable: the kernel refused.
         """
         target = self._target(name)
-        with self._lock:
+        with self._alone(name):
             self._remove(target)
 
     def mounted(self) -> tuple[str, ...]:
@@ -111,15 +128,20 @@ class Mounts:
                 f"Ask the admin to make it a folder of user id {os.geteuid()} with mode 0700."
             )
 
-    def _bind(self, folder: int, target: Path) -> None:
+    def _alone(self, name: str) -> _Lock:
+        """One change at a time per name; another's project never waits for it."""
+        with self._finding:
+            return self._locks.setdefault(name, _Lock())
+
+    def _bind(self, folder: int, status: os.stat_result, had: int, target: Path) -> None:
         _mount(f"/proc/self/fd/{folder}", target, _MS_BIND)
         shown = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if not os.path.samestat(os.fstat(shown), os.fstat(folder)):
+            if not os.path.samestat(os.fstat(shown), status):
                 raise AccountUnavailable(f"{target} does not show the folder that was opened. Tell the admin.")
-            flags = sum(kept for has, kept in _KEPT_FLAGS.items() if os.fstatvfs(shown).f_flag & has)
         finally:
             os.close(shown)
+        flags = sum(kept for has, kept in _KEPT_FLAGS.items() if had & has)
         # What a user mounts inside the project later must not appear in the engine's place.
         _mount(None, target, _MS_PRIVATE)
         # Where the kernel keeps flags locked it says EPERM; the container's own no-new-privileges and lack of devices

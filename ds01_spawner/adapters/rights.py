@@ -6,7 +6,7 @@ and ends.  Nothing has to be taken back, so nothing can be forgotten; the other 
 Why a thread and not a child process: it takes a tenth of a millisecond where a Python child takes tens, it returns
 open descriptors and exceptions as they are, it does not fork a process full of threads and locks, and it works where
 the user may not even execute the hub's Python.  A child could be killed when a file server hangs; a thread waits, so
-callers give each call a thread and a deadline of their own.
+callers give each call a thread and a deadline of their own (``userthreads``).
 
 Why file system ids (``setfsuid``) and not effective ones: they are what decides on files, on this host and on an NFS
 server that does not trust root, while the thread's owner stays root, so that the user cannot signal or trace the hub.

@@ -286,6 +286,15 @@ class TestWaiting:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def test_a_device_is_granted_although_the_cullers_word_cannot_be_read(self, lab: Lab) -> None:
+        """Estimates are all that it is for."""
+
+        async def spoiled() -> IdleEnds | None:
+            raise TypeError("the file holds something else")
+
+        allocator = lab.allocator(idle_ends=spoiled)
+        assert await lab.launch(allocator, "ada", 2)
+
     @pytest.mark.parametrize(
         "said",
         [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.options import parse
@@ -84,6 +85,7 @@ async def world() -> AsyncIterator[World]:
         hub="test",
         accounts=FakePeople(),
         workspaces=folders,
+        threads=UserThreads(),
         images=FakeImages(),
         runtime=FakeRuntime(),
         allocator=allocator,

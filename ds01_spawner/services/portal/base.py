@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from dataclasses import dataclass
@@ -122,7 +121,7 @@ class Page(HubOAuthenticated, RequestHandler):
         Raises:
             AccountUnavailable: it cannot be used.
         """
-        return await asyncio.to_thread(self.parts.people.find, self.person.name)
+        return await self.parts.threads.run(self.person.name, self.parts.people.find, self.person.name)
 
     async def project(self, name: str) -> Project:
         """Return one of the person's projects by its exact name.
@@ -132,7 +131,7 @@ class Page(HubOAuthenticated, RequestHandler):
         """
         validate_name(name)
         account = await self.account()
-        await asyncio.to_thread(self.parts.check_project, account, name)
+        await self.parts.threads.run(self.person.name, self.parts.check_project, account, name)
         return Project(name, account, image_repository(self.person.name, name), server_name(name))
 
     # -- rendering ----------------------------------------------------------------------------------------------------

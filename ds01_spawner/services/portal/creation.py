@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -144,10 +143,11 @@ async def create(parts: Parts, account: Account, plan: Plan, repository: str) ->
     Raises:
         DS01Error: it could not be made; the text says why.
     """
-    await asyncio.to_thread(parts.workspaces.create_project_folder, account, plan.name)
+    await parts.threads.run(account.name, parts.workspaces.create_project_folder, account, plan.name)
     missing = ""
     if repository:
-        folder = await asyncio.to_thread(parts.workspaces.open_project, account, plan.name)
+        opening = parts.workspaces.open_project
+        folder = await parts.threads.run(account.name, opening, account, plan.name, unclaimed=os.close)
         try:
             await gitclone.clone(account, folder, repository)
         except ProjectRefused as error:
@@ -155,7 +155,7 @@ async def create(parts: Parts, account: Account, plan: Plan, repository: str) ->
         finally:
             os.close(folder)
     try:
-        await asyncio.to_thread(_write_files, parts, account, plan)
+        await parts.threads.run(account.name, _write_files, parts, account, plan)
     except ProjectRefused as error:
         if not repository or missing:
             raise

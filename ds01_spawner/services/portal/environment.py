@@ -78,7 +78,7 @@ class ProjectWork(Page):
     async def recipe(self, project: Project) -> Recipe:
         """Return the project's Dockerfile."""
         read = self.parts.workspaces.read_dockerfile
-        found: Dockerfile | None = await asyncio.to_thread(read, project.account, project.name)
+        found: Dockerfile | None = await self.parts.threads.run(self.person.name, read, project.account, project.name)
         own, shared = dockerfile_candidates(project.name)
         if found is None:
             return Recipe(f"FROM {self.parts.default_image}\n", "", own, exists=False)
@@ -150,7 +150,7 @@ class ProjectWork(Page):
                 "now saves on top of the other version, so compare first."
             )
         write = self.parts.workspaces.write_file
-        await asyncio.to_thread(write, project.account, recipe.path, text.encode())
+        await self.parts.threads.run(self.person.name, write, project.account, recipe.path, text.encode())
 
     def build(self, project: Project, *, rebuild: bool = False) -> None:
         """Build the image, unless that is under way."""

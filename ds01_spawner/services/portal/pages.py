@@ -52,7 +52,7 @@ class ProjectsPage(Page):
         look, stopped = await asyncio.gather(parts.board.look(), parts.board.stopped(person.name, max_age_seconds))
         try:
             account = await self.account()
-            names, dockerfiles = await asyncio.to_thread(self._read_projects, account)
+            names, dockerfiles = await parts.threads.run(person.name, self._read_projects, account)
             standings = await self._standings(account, names, dockerfiles)
         except DS01Error as error:
             problem = str(error)

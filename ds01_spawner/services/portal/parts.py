@@ -17,6 +17,7 @@ from ds01_spawner.adapters.hubservers import HubServers
 from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.portalnotes import Dismissed, LostPackages
 from ds01_spawner.adapters.projectimages import ImageShelf
+from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.limits import Limits
@@ -37,6 +38,7 @@ class Parts:
         default_image: the image of projects without a Dockerfile.
         people: accounts.
         workspaces: their files.
+        threads: where both are used.
         hub: starts and stops servers.
         board: what everybody's page is made from.
         standings: how images stand to their Dockerfiles.
@@ -57,6 +59,7 @@ class Parts:
     default_image: str
     people: FolderAccounts | LinuxAccounts
     workspaces: Workspaces
+    threads: UserThreads
     hub: HubServers
     board: Board
     standings: Standings

@@ -34,6 +34,7 @@ from ds01_spawner.adapters.observe import Observer
 from ds01_spawner.adapters.portalnotes import Dismissed, LostPackages
 from ds01_spawner.adapters.projectimages import ImageShelf
 from ds01_spawner.adapters.ticketfile import TicketFile
+from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.allocator import Allocator
 from ds01_spawner.builder import Builder, BuildLimits
@@ -87,11 +88,11 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
         record=lambda *_, **__: None,  # the hub's allocator is the one that tells
     )
     limits_file = LimitsFile(settings.limits_file) if settings.limits_file else None
-    workspaces = Workspaces(Path("/run/ds01") / settings.hub)
+    workspaces, threads = Workspaces(Path("/run/ds01") / settings.hub), UserThreads()
     kit, shelf, notebooks = BuildKit(options=options), ImageShelf(options), Notebooks()
     records = BuildRecords(state / "builds")
     builder = Builder(
-        contexts=BuildContexts(workspaces, state / "builds"),
+        contexts=BuildContexts(workspaces, state / "builds", threads=threads),
         engine=kit,
         history=records,
         limits=BuildLimits(),
@@ -114,6 +115,7 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
             default_image=settings.default_image,
             people=FolderAccounts(settings.people_folder) if settings.people_folder else LinuxAccounts(),
             workspaces=workspaces,
+            threads=threads,
             hub=hub,
             board=Board(
                 hub=hub,
