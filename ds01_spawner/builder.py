@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from ds01_spawner.buildline import BuildLine
@@ -141,6 +141,7 @@ class Builder:
         history: remembers builds.
         limits: what builds may take.
         clock: epoch seconds.
+        record: writes an event: ``record(kind, user=…, **facts)``.
         alone: holds off other processes that build the same image, by its repository.
     """
 
@@ -152,6 +153,7 @@ class Builder:
         history: BuildHistory,
         limits: BuildLimits,
         clock: Callable[[], float],
+        record: Callable[..., None],
         alone: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._contexts = contexts
@@ -159,6 +161,7 @@ class Builder:
         self._history = history
         self._limits = limits
         self._clock = clock
+        self._record = record
         self._alone = alone
         self._orders: dict[tuple[str, str, bool], _Order] = {}
         self._tasks: set[asyncio.Task[Image]] = set()
@@ -328,26 +331,31 @@ class Builder:
             started_at=started_at,
         )
         journal = await asyncio.to_thread(self._history.begin, plan.source.repository, record)
+
+        def end(outcome: Outcome, **facts: Any) -> None:
+            ended = replace(record, ended_at=self._clock(), outcome=outcome, **facts)
+            journal.end(ended)
+            self._record(
+                "image.build",
+                user=ended.user,
+                project=ended.project,
+                outcome=outcome.value,
+                reason=ended.reason,
+                image=ended.image_id,
+                image_bytes=ended.image_bytes,
+                seconds=round(self._clock() - started_at, 1),
+            )
+
         try:
             image = await self._build(order, journal)
             size = await self._engine.inspect(image.id)
         except asyncio.CancelledError:
-            journal.end(replace(record, ended_at=self._clock(), outcome=Outcome.CANCELLED))
+            end(Outcome.CANCELLED)
             raise
         except Exception as error:
-            reason = str(error) if isinstance(error, DS01Error) else "Something unexpected happened."
-            journal.end(replace(record, ended_at=self._clock(), outcome=Outcome.FAILED, reason=reason))
+            end(Outcome.FAILED, reason=str(error) if isinstance(error, DS01Error) else "Something unexpected happened.")
             raise
-        journal.end(
-            replace(
-                record,
-                recipe=image.recipe,
-                ended_at=self._clock(),
-                outcome=Outcome.BUILT,
-                image_id=image.id,
-                image_bytes=size.size_bytes if size else 0,
-            )
-        )
+        end(Outcome.BUILT, recipe=image.recipe, image_id=image.id, image_bytes=size.size_bytes if size else 0)
         return image
 
     async def _build(self, order: _Order, journal: BuildJournal) -> Image:

@@ -161,6 +161,7 @@ class Site:
             history=BuildRecords(builds),
             limits=BuildLimits(),
             clock=time.time,
+            record=self.events.record,
             alone=BuildLocks(builds / ".locks").held,
         )
 

@@ -13,7 +13,6 @@ from typing import Any
 SCHEMA_VERSION = "1"
 
 KINDS: Mapping[str, str] = {
-    "container.create": "a container was created for a project",
     "container.start": "its server became reachable",
     "container.stop": "it ended by itself, or was ended without being retired",
     "container.remove": "it was retired: by its user, an admin, or with a failed launch",
@@ -30,17 +29,13 @@ KINDS: Mapping[str, str] = {
     "maintenance.keep": "a user asked for a server to be kept longer",
     "maintenance.idle_kill": "an idle server was retired",
     "maintenance.runtime_kill": "a server at its run limit was retired",
-    "maintenance.cleanup": "something left over was removed",
-    "resource.oom_kill": "a server ran out of its memory limit",
     "detection.unmanaged_container": "a container that is not the hub's holds a device",
     "detection.host_gpu_process": "a process of the host, outside every container, uses a device",
     "config.change": "the limits file was read again, or was refused",
-    "auth.denied": "somebody asked for what is not theirs",
     "health.check": "the hub could not see something it needs, or sees it again",
 }
 
 OLD_KINDS: Mapping[str, str] = {
-    "container.created": "container.create",
     "container.started": "container.start",
     "container.stopped": "container.stop",
     "container.removed": "container.remove",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -44,11 +45,17 @@ class Site:
     contexts: FakeContexts = field(default_factory=FakeContexts)
     history: FakeHistory = field(default_factory=FakeHistory)
     limits: BuildLimits = field(default_factory=BuildLimits)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.engine.add(DEFAULT)
         self.builder = Builder(
-            contexts=self.contexts, engine=self.engine, history=self.history, limits=self.limits, clock=lambda: NOW
+            contexts=self.contexts,
+            engine=self.engine,
+            history=self.history,
+            limits=self.limits,
+            clock=lambda: NOW,
+            record=lambda kind, **facts: self.events.append((kind, facts)),
         )
         self.told: list[BuildProgress] = []
 
@@ -118,6 +125,9 @@ async def test_first_launch_builds() -> None:
     }
     (record,) = here.history.records.values()
     assert (record.outcome, record.image_id, record.recipe) == (Outcome.BUILT, image.id, image.recipe)
+    ((kind, facts),) = here.events
+    assert (kind, facts["user"], facts["project"]) == ("image.build", "alice", "thesis")
+    assert (facts["outcome"], facts["image"]) == ("built", image.id)
     assert record.image_bytes > 0
     assert record.id.startswith("20231114T221320000000Z-")
 
@@ -296,6 +306,7 @@ async def test_the_last_caller_stops_it() -> None:
     second.task.cancel()
     await until(lambda: not here.engine.running)
     await until(lambda: here.outcomes() == [Outcome.BUILT, Outcome.CANCELLED])
+    assert sorted(facts["outcome"] for _, facts in here.events) == ["built", "cancelled"]
     assert [image.id for image in here.engine.images.values() if image.labels] == [before.id]
     here.engine.may_end.set()
     assert (await here.ensure()).built
@@ -416,6 +427,7 @@ async def test_too_long() -> None:
     assert "almost" in failed.value.log
     assert here.engine.running == 0
     assert here.outcomes() == [Outcome.FAILED]
+    assert [(facts["outcome"], bool(facts["reason"])) for _, facts in here.events] == [("failed", True)]
 
 
 async def test_no_room() -> None:

@@ -60,6 +60,12 @@ def test_every_event_is_documented() -> None:
     assert set(first_column(page, "Kinds")) == set(KINDS)
 
 
+def test_every_event_is_written_by_somebody() -> None:
+    """A kind that nothing writes would promise a report that stays empty."""
+    code = "".join(path.read_text() for path in (ROOT / "ds01_spawner").rglob("*.py") if path.name != "events.py")
+    assert [kind for kind in KINDS if f'"{kind}"' not in code] == []
+
+
 def test_every_reason_of_a_refusal_is_documented() -> None:
     """The table of reasons is the tree of exceptions, with the status of each, less its three inner nodes."""
     page = (DOCS / "reference" / "refusals.md").read_text()

@@ -26,6 +26,7 @@ from ds01_spawner.adapters.buildkit import BuildKit
 from ds01_spawner.adapters.buildlock import BuildLocks
 from ds01_spawner.adapters.cullerfiles import CullerFiles
 from ds01_spawner.adapters.engine import Engine
+from ds01_spawner.adapters.eventlog import EventLog
 from ds01_spawner.adapters.hubservers import HubServers
 from ds01_spawner.adapters.limitsfile import LimitsFile
 from ds01_spawner.adapters.notebook import Notebooks
@@ -90,19 +91,20 @@ async def assembled(settings: Settings, environment: dict[str, str]) -> AsyncIte
     limits_file = LimitsFile(settings.limits_file) if settings.limits_file else None
     workspaces, threads = Workspaces(Path("/run/ds01") / settings.hub), UserThreads()
     kit, shelf, notebooks = BuildKit(options=options), ImageShelf(options), Notebooks()
-    records = BuildRecords(state / "builds")
+    records, events = BuildRecords(state / "builds"), EventLog(state / "events.jsonl", source="portal")
     builder = Builder(
         contexts=BuildContexts(workspaces, state / "builds", threads=threads),
         engine=kit,
         history=records,
         limits=BuildLimits(),
         clock=time.time,
+        record=events.record,
         alone=BuildLocks(state / "builds" / ".locks").held,
     )
     builds = Builds(builder)
     culler = CullerFiles(state / "culler")
     async with AsyncExitStack() as stack:
-        for close in (engine.close, kit.close, shelf.close):
+        for close in (engine.close, kit.close, shelf.close, events.close):
             stack.callback(close)
         stack.push_async_callback(notebooks.close)
         stack.push_async_callback(looker.close)
