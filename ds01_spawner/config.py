@@ -61,7 +61,7 @@ from ds01_spawner.startgate import StartGate
 class Site:
     """One hub's values, and the parts made of them, each when it is first needed.
 
-    The configuration file is read by ``jupyterhub token`` and the like too, so nothing is opened before it is used.
+    Nothing is opened before it is used, but for the servers' network: the hub listens on it.
     The attributes are the arguments of ``configure``.
     """
 
