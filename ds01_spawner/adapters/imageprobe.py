@@ -19,12 +19,12 @@ from docker.types import LogConfig, Mount, Ulimit
 
 from ds01_spawner.adapters.dockerclient import DockerClient
 from ds01_spawner.adapters.packages import COMPILE
+from ds01_spawner.core import labels
 from ds01_spawner.core.imagefacts import MOST_ANSWER_BYTES, ImageSettings
 from ds01_spawner.errors import EngineUnavailable, ImageRefused, RuntimeUnavailable
 
 T = TypeVar("T")
 
-LABEL = "ds01.probe"
 NOBODY = "65534:65534"
 MEMORY_BYTES = 512 * 2**20
 PIDS = 64
@@ -160,7 +160,7 @@ def _run(
         user=user,
         working_dir="/",
         network_disabled=True,
-        labels={LABEL: str(int(time.time()))},
+        labels={**labels.BLANK, labels.PROBE: str(int(time.time()))},
         # An engine whose default runtime is NVIDIA's would otherwise give every GPU to an image that asks for it.
         environment={"NVIDIA_VISIBLE_DEVICES": "void", "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"},  # noqa: S108
         healthcheck={"test": ["NONE"]},
@@ -206,8 +206,8 @@ def _read_logs(client: docker.APIClient, container: str) -> bytes:
 
 
 def _remove_old(client: docker.APIClient) -> None:
-    for entry in client.containers(all=True, filters={"label": LABEL}):
-        made = (entry.get("Labels") or {}).get(LABEL, "")
+    for entry in client.containers(all=True, filters={"label": labels.PROBE}):
+        made = (entry.get("Labels") or {}).get(labels.PROBE, "")
         if made.isdecimal() and int(made) < time.time() - OLD_SECONDS:
             _remove(client, entry["Id"])
 

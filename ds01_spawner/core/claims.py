@@ -13,7 +13,6 @@ from ds01_spawner.core import labels
 from ds01_spawner.core.model import Container, Device, Process
 
 ENDED = frozenset({"exited", "dead"})
-HUB_USER = "hub.jupyter.org/username"
 _NOTHING = frozenset({"", "none", "void", "nodevfiles"})
 _INDEX = re.compile(r"\d+([.:]\d+)?")
 
@@ -115,7 +114,7 @@ class Occupant:
 
 def owner_of(container: Container) -> str:
     """Return whose container it is, for show: the user of its labels, else its name."""
-    return container.labels.get(labels.USER) or container.labels.get(HUB_USER) or container.name
+    return container.labels.get(labels.USER) or container.labels.get(labels.HUB_USER) or container.name
 
 
 def occupants(
@@ -169,6 +168,6 @@ def process_occupant(process: Process) -> Occupant:
 
 
 def _container_occupant(container: Container) -> Occupant:
-    user = container.labels.get(labels.USER) or container.labels.get(HUB_USER)
+    user = container.labels.get(labels.USER) or container.labels.get(labels.HUB_USER)
     whose = f" of {user}" if user else ""
     return Occupant(owner_of(container), f"container {container.name}{whose}")

@@ -24,9 +24,25 @@ CREATED_AT = "ds01.created_at"
 GPU_UUIDS = "ds01.gpu.uuids"
 GPU_SLOTS = "ds01.gpu.slots"
 GPU_ALLOCATED_AT = "ds01.gpu.allocated_at"
+OLD_GPU_UUID = "ds01.gpu.uuid"
+PROBE = "ds01.probe"
+HUB_USER = "hub.jupyter.org/username"
 RECIPE = "ds01.recipe"
 BASE = "ds01.base"
 BUILT_AT = "ds01.built_at"
+
+BLANK = dict.fromkeys(
+    (
+        *(MANAGED, INTERFACE, HUB, USER, SERVER, NAME, PROJECT, WORKSPACE, CREATED_AT),
+        *(GPU_UUIDS, GPU_SLOTS, GPU_ALLOCATED_AT, OLD_GPU_UUID, PROBE, HUB_USER),
+    ),
+    "",
+)
+"""Every label that is read of a container, without a value.
+
+The engine gives a container its image's labels where it is given none of its own, so a container that we make carries
+all of these: what somebody wrote as LABEL into a Dockerfile is never read as our record.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +73,10 @@ def _isoformat(at: float) -> str:
 
 
 def encode(labels: ServerLabels) -> dict[str, str]:
-    """Return the engine's label map."""
+    """Return the engine's label map, which leaves nothing that is read to the image."""
     created = _isoformat(labels.created_at)
-    encoded = {
+    return {
+        **BLANK,
         MANAGED: "true",
         INTERFACE: "jupyterhub",
         HUB: labels.hub,
@@ -69,12 +86,10 @@ def encode(labels: ServerLabels) -> dict[str, str]:
         PROJECT: labels.project,
         WORKSPACE: labels.workspace,
         CREATED_AT: created,
+        GPU_UUIDS: ",".join(labels.devices),
+        GPU_SLOTS: ",".join(labels.slots),
+        GPU_ALLOCATED_AT: created if labels.devices else "",
     }
-    if labels.devices:
-        encoded[GPU_UUIDS] = ",".join(labels.devices)
-        encoded[GPU_SLOTS] = ",".join(labels.slots)
-        encoded[GPU_ALLOCATED_AT] = created
-    return encoded
 
 
 def decode(labels: Mapping[str, str]) -> ServerLabels | None:
@@ -102,7 +117,7 @@ def decode(labels: Mapping[str, str]) -> ServerLabels | None:
 
 def devices_of(labels: Mapping[str, str]) -> tuple[str, ...]:
     """Return the device UUIDs that any container's labels claim, ours or another interface's."""
-    return _split(labels.get(GPU_UUIDS) or labels.get("ds01.gpu.uuid", ""))
+    return _split(labels.get(GPU_UUIDS) or labels.get(OLD_GPU_UUID, ""))
 
 
 def _split(value: str) -> tuple[str, ...]:

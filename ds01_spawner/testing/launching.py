@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class FakeContainer:
     """One container in memory."""
 
     server: ServerContainer
+    labels: Mapping[str, str]
     state: str = "created"
     exit_code: int = 0
     out_of_memory: bool = False
@@ -47,6 +48,7 @@ class FakeEngine:
         down: while true, nothing answers.
         containers: what exists, by id.
         serve: called when a container starts, with its id; returns the address that it gets.
+        image_labels: what images carry, by id; a container gets those that it is not given itself.
     """
 
     network: str = "fake"
@@ -54,6 +56,7 @@ class FakeEngine:
     down: bool = False
     containers: dict[str, FakeContainer] = field(default_factory=dict)
     serve: Callable[[str], Awaitable[str]] | None = None
+    image_labels: dict[str, Mapping[str, str]] = field(default_factory=dict)
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
     async def _step(self, name: str) -> None:
@@ -67,7 +70,8 @@ class FakeEngine:
         if any(found.server.name == server.name for found in self.containers.values()):
             raise EngineUnavailable(f"Docker Engine refused: the name {server.name} is in use")
         container = f"{next(self._ids):064x}"
-        self.containers[container] = FakeContainer(server)
+        inherited = self.image_labels.get(server.image_id, {})
+        self.containers[container] = FakeContainer(server, {**inherited, **server.labels})
         return container
 
     async def start(self, container: str) -> str:
@@ -83,13 +87,18 @@ class FakeEngine:
         await self._step("remove")
         self.containers.pop(container, None)
 
+    async def inspect(self, container: str) -> FakeContainer | None:
+        """Return a container, ``None`` when there is none."""
+        await self._step("inspect")
+        return self.containers.get(container)
+
     async def held_by(self, hub: str, holder: Holder) -> tuple[str, ...]:
         """Return the ids of a server's containers."""
         await self._step("list")
         return tuple(
             container
             for container, found in self.containers.items()
-            if (record := labels.decode(found.server.labels)) and (record.hub, record.holder) == (hub, holder)
+            if (record := labels.decode(found.labels)) and (record.hub, record.holder) == (hub, holder)
         )
 
     async def explain_end(self, container: str) -> str | None:

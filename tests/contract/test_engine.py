@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from ds01_spawner.adapters.engine import Engine
+from ds01_spawner.adapters.imageprobe import ImageProbe
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer
-from ds01_spawner.core.model import Holder
+from ds01_spawner.core.ledger import Ledger
+from ds01_spawner.core.model import Device, DeviceState, Holder, Observation
 from ds01_spawner.errors import EngineUnavailable, ServerDied
 from ds01_spawner.testing.launching import FakeEngine
 
@@ -64,6 +67,61 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[AnyEngine]:
             await real.remove(container, grace_seconds=0)
     await real.remove_network()
     real.close()
+
+
+@pytest.fixture
+def image_of(engine: AnyEngine) -> Iterator[Callable[..., str]]:
+    """Make an image from a Dockerfile's lines, for the fake from its labels, and return its id."""
+    made: list[str] = []
+
+    def make(lines: str = "", **carried: str) -> str:
+        if isinstance(engine, FakeEngine):
+            made.append(f"sha256:{len(made)}")
+            engine.image_labels[made[-1]] = carried
+            return made[-1]
+        written = "".join(f'LABEL "{key}"="{value}"\n' for key, value in carried.items())
+        build = ["docker", "buildx", "build", "--quiet", "--network=none", "--load", "-"]
+        dockerfile = f"FROM ds01/debian:13\n{lines}\n{written}"
+        done = subprocess.run(build, input=dockerfile.encode(), capture_output=True, check=True)
+        made.append(done.stdout.decode().strip())
+        return made[-1]
+
+    yield make
+    if not isinstance(engine, FakeEngine):
+        for image in made:
+            subprocess.run(["docker", "image", "rm", "--force", image], capture_output=True, check=False)
+
+
+FORGED = {
+    labels.MANAGED: "true",
+    labels.INTERFACE: "jupyterhub",
+    labels.HUB: HUB,
+    labels.USER: "bob",
+    labels.SERVER: "thesis",
+    labels.NAME: "thesis",
+    labels.PROJECT: "thesis",
+    labels.WORKSPACE: "/home/bob",
+    labels.CREATED_AT: "2020-01-01T00:00:00Z",
+    labels.GPU_UUIDS: "all",
+    labels.OLD_GPU_UUID: "all",
+    labels.GPU_SLOTS: "0",
+    labels.GPU_ALLOCATED_AT: "2020-01-01T00:00:00Z",
+    labels.PROBE: "1",
+    labels.HUB_USER: "bob",
+}
+"""What an image can say of the container that is made of it: that it is bob's and has every GPU."""
+
+
+async def test_an_images_labels_never_become_our_record(engine: AnyEngine, image_of: Callable[..., str]) -> None:
+    """Of a server's container, everything that is read is what the hub wrote; only what is not read is the image's."""
+    asked = server("ds01-test-forged")
+    container = await engine.create(
+        replace(asked, image_id=image_of(**FORGED, **{"org.example.title": "mine"})), {}, {}
+    )
+    found = await engine.inspect(container)
+    assert found is not None
+    assert found.labels == {**asked.labels, "org.example.title": "mine"}
+    assert await engine.held_by(HUB, Holder("bob", "thesis")) == ()
 
 
 async def test_a_container_lives_from_create_to_remove(engine: AnyEngine) -> None:
@@ -174,6 +232,36 @@ class TestRealEngine:
         why = await _run_to_its_end(engine, second)
         assert "exit code 1" in why
         assert "timed out" in why
+
+    async def test_an_image_that_claims_gpus_and_a_probe_of_it_hold_none(
+        self, engine: Engine, image_of: Callable[..., str]
+    ) -> None:
+        """Neither a CPU server nor a look into the image is taken for a holder, also by a hub that knows nothing."""
+        mark = {"org.example.mark": "ds01-test-claims"}
+        image = image_of(**FORGED, **mark)
+        container = await engine.create(replace(server("ds01-test-claims"), image_id=image), {}, {})
+        await engine.start(container)
+        probe = ImageProbe()
+        look = asyncio.create_task(probe.run(image, ["sleep", "60"], {}, seconds=20))
+        try:
+            async with asyncio.timeout(20):
+                while len(ours := [c for c in await engine.containers() if mark.items() <= c.labels.items()]) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert [claimed for c in ours for claimed in c.devices] == []
+            assert [labels.decode(c.labels) for c in ours if c.id != container] == [None]
+            assert await engine.held_by(HUB, Holder("bob", "thesis")) == ()
+            ledger = Ledger(HUB)
+            number = ledger.begin_look()
+            gpu = Device("GPU-0", "A100", 2**30)
+            ledger.reconcile(Observation(1.0, (gpu,), tuple(ours), (), {gpu.uuid: 0}), number)
+            assert [status.state for status in ledger.statuses()] == [DeviceState.FREE]
+            assert await engine.explain_end(container) is None, "the probe removed a server that runs"
+        finally:
+            for found in await engine.containers():
+                if mark.items() <= found.labels.items():
+                    await engine.remove(found.id, grace_seconds=0)
+            await asyncio.gather(look, return_exceptions=True)
+            probe.close()
 
     async def test_every_container_of_the_host_is_listed_with_its_labels(self, engine: Engine) -> None:
         """Observations see created containers too: they already hold what they were given."""

@@ -23,10 +23,11 @@ from typing import Any
 import docker
 import pytest
 
-from ds01_spawner.adapters.imageprobe import LABEL, ImageProbe
+from ds01_spawner.adapters.imageprobe import ImageProbe
 from ds01_spawner.adapters.packages import UvPackages
 from ds01_spawner.adapters.probecache import ProbeCache
 from ds01_spawner.adapters.runtimefolder import RuntimeFolder
+from ds01_spawner.core import labels
 from ds01_spawner.core.imagefacts import KERNEL_PACKAGES, ImageSettings
 from ds01_spawner.errors import ImageRefused
 from ds01_spawner.runtime import Runtime, ServerCommand
@@ -527,8 +528,8 @@ async def test_a_probe_that_prints_without_end_is_bounded(engine: docker.APIClie
 async def test_probes_that_outlived_their_hub_are_removed(engine: docker.APIClient, probe: ImageProbe) -> None:
     """A container of a hub that was killed in the middle of a probe goes with a later probe; a young one stays."""
     image = image_id(engine, "ds01/debian:13")
-    old = engine.create_container(image, command=["true"], labels={LABEL: str(int(time.time()) - 3600)})["Id"]
-    young = engine.create_container(image, command=["true"], labels={LABEL: str(int(time.time()))})["Id"]
+    old = engine.create_container(image, command=["true"], labels={labels.PROBE: str(int(time.time()) - 3600)})["Id"]
+    young = engine.create_container(image, command=["true"], labels={labels.PROBE: str(int(time.time()))})["Id"]
     try:
         await probe.run(image, ["true"], {}, seconds=10)
         with pytest.raises(docker.errors.NotFound):
