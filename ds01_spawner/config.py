@@ -27,7 +27,7 @@ from ds01_spawner.adapters.hostlock import HostLock
 from ds01_spawner.adapters.hosttime import time_of_day
 from ds01_spawner.adapters.idleclocks import IdleClocks
 from ds01_spawner.adapters.imageprobe import ImageProbe
-from ds01_spawner.adapters.limitsfile import LimitsFile
+from ds01_spawner.adapters.limitsfile import HostGroups, LimitsFile, in_a_thread
 from ds01_spawner.adapters.nvml import Nvml, SimulatedDevices
 from ds01_spawner.adapters.observe import Observer
 from ds01_spawner.adapters.packages import UvPackages
@@ -109,7 +109,11 @@ class Site:
     @cached_property
     def policy(self) -> LimitsFile | None:
         """What the limits file says, ``None`` without one."""
-        return LimitsFile(self.limits_file, recorder=self.events) if self.limits_file else None
+        return (
+            LimitsFile(self.limits_file, recorder=self.events, linux_groups=HostGroups(), apart=in_a_thread)
+            if self.limits_file
+            else None
+        )
 
     @cached_property
     def limits(self) -> Callable[[str, Any], Limits]:

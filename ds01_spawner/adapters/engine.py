@@ -94,6 +94,8 @@ class Engine:
         self.network = network
         self._simulated = simulated
         self._docker = DockerClient("engine", THREADS, options)
+        # A removal holds its thread until the server has ended; many slow ones must not keep anybody from looking.
+        self._removals = DockerClient("removals", THREADS, options)
         self._accounts: dict[str, tuple[str, str]] = {}
         self._claims: dict[str, tuple[str, ...]] = {}
 
@@ -325,7 +327,7 @@ class Engine:
             container: its id.
             grace_seconds: time between SIGTERM and SIGKILL; 0 kills at once.
         """
-        await self._docker.call(lambda client: self._remove(client, container, grace_seconds))
+        await self._removals.call(lambda client: self._remove(client, container, grace_seconds))
 
     def _remove(self, client: docker.APIClient, container: str, grace_seconds: int) -> None:
         try:
@@ -379,6 +381,7 @@ class Engine:
     def close(self) -> None:
         """Let running calls end and take no more."""
         self._docker.close()
+        self._removals.close()
 
     def _status(self, found: dict[str, Any]) -> ContainerStatus:
         state = found["State"]

@@ -12,6 +12,7 @@ import logging
 import os
 import pwd
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from ds01_spawner.errors import LimitsFileInvalid
 log = logging.getLogger(__name__)
 
 # A file that was changed less than this ago may still be being written.
+GROUPS_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 
 Signature = tuple[tuple[str, int, int, int], ...]
@@ -66,6 +68,46 @@ def linux_groups_of(user: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def in_a_thread(work: Callable[[], None]) -> None:
+    """Run something that nobody waits for."""
+    threading.Thread(target=work, name="limits", daemon=True).start()
+
+
+class HostGroups:
+    """Remembers the host's groups of people, for decisions that cannot wait for a directory service.
+
+    Args:
+        ask: the host.
+        clock: monotonic seconds.
+        apart: runs an asking that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], frozenset[str]] = linux_groups_of,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        apart: Callable[[Callable[[], None]], object] = in_a_thread,
+    ) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._apart = apart
+        self._known: dict[str, tuple[float, frozenset[str]]] = {}
+
+    def __call__(self, user: str) -> frozenset[str]:
+        """Return a user's groups: asked the first time, then as they were at most about a minute ago."""
+        if user not in self._known:
+            self._remember(user)
+        at, groups = self._known[user]
+        if self._clock() - at >= GROUPS_SECONDS:
+            self._known[user] = (self._clock(), groups)  # asked once, however many decisions come meanwhile
+            self._apart(lambda: self._remember(user))
+        return groups
+
+    def _remember(self, user: str) -> None:
+        self._known[user] = (self._clock(), self._ask(user))
+
+
 class LimitsFile:
     """The limits in force, from a file that admins edit while the hub runs.
 
@@ -77,6 +119,8 @@ class LimitsFile:
         recorder: gets a ``config.change`` event for every change, used or refused.
         clock: seconds since the epoch.
         linux_groups: the host's groups of a user; asked only if the file names any.
+        apart: runs the reading of a changed file: at once by default, or in a thread where that must not be waited for;
+            until it is done the contents of before are in force.
 
     Raises:
         LimitsFileInvalid: the file cannot be used; without a good one the hub does not start.
@@ -89,11 +133,14 @@ class LimitsFile:
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.time,
         linux_groups: Callable[[str], frozenset[str]] = linux_groups_of,
+        apart: Callable[[Callable[[], None]], object] = lambda read: read(),
     ) -> None:
         self._path = Path(path)
         self._recorder = recorder
         self._clock = clock
         self._linux_groups = linux_groups
+        self._apart = apart
+        self._is_reading = False
         self._problem = ""
         self._signature = _signature(self._path)
         self._contents = read_contents(self._path)
@@ -131,19 +178,24 @@ class LimitsFile:
 
     def _refresh(self) -> None:
         signature = _signature(self._path)
-        if signature == self._signature or self._being_written(signature):
+        if self._is_reading or signature == self._signature or self._being_written(signature):
             return
         self._signature = signature
-        before, self._problem = self._problem, ""
+        self._is_reading = True
+        self._apart(self._read)
+
+    def _read(self) -> None:
+        had_problem = bool(self._problem)
         try:
-            contents = read_contents(self._path)
+            contents, self._problem = read_contents(self._path), ""
         except LimitsFileInvalid as error:
-            self._problem = str(error)
-            contents = self._contents
+            contents, self._problem = self._contents, str(error)
+        finally:
+            self._is_reading = False
         if self._problem:
             log.error("%s\nThe limits of before stay in force.", self._problem)
             self._record("refused", problem=self._problem)
-        elif before or contents != self._contents:
+        elif had_problem or contents != self._contents:
             self._contents = contents
             log.info("Limits read again from %s", self._path)
             for note in contents.notes:

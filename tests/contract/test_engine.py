@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from ds01_spawner.adapters.engine import Engine
+from ds01_spawner.adapters.engine import THREADS, Engine
 from ds01_spawner.adapters.imageprobe import ImageProbe
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer
@@ -297,3 +297,18 @@ async def _connects(address: str, port: int) -> None:
         await writer.wait_closed()
         return
     raise AssertionError("nothing listens")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["real"], indirect=True)
+async def test_slow_removals_keep_nobody_from_looking(engine: Engine) -> None:
+    """However many servers take their time to end, another one is polled meanwhile."""
+    deaf = ("sh", "-c", "trap '' TERM; while true; do sleep 1; done")
+    containers = [await engine.create(server(f"ds01-test-deaf-{n}", argv=deaf), {}, {}) for n in range(THREADS + 1)]
+    for container in containers:
+        await engine.start(container)
+    other = await engine.create(server("ds01-test-other", Holder("bob", "thesis")), {}, {})
+    removals = [asyncio.create_task(engine.remove(container, grace_seconds=10)) for container in containers]
+    assert await engine.inspect(other) is not None
+    assert not any(removal.done() for removal in removals)
+    await asyncio.gather(*removals)

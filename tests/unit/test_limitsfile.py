@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds01_spawner.adapters import limitsold
-from ds01_spawner.adapters.limitsfile import LimitsFile, linux_groups_of, read_contents
+from ds01_spawner.adapters.limitsfile import HostGroups, LimitsFile, linux_groups_of, read_contents
 from ds01_spawner.adapters.limitsschema import Policies, Values
 from ds01_spawner.adapters.yamllines import MAX_BYTES, YamlRefused, parse
 from ds01_spawner.core.activity import Counting
@@ -465,6 +465,20 @@ def test_an_edit_takes_effect_without_a_restart(write: Write) -> None:
     assert file.problem == ""
 
 
+def test_nobody_waits_for_a_changed_file_to_be_read(write: Write) -> None:
+    """Where it is read apart, once per change, the limits of before are in force until that is done."""
+    begun: list[Callable[[], None]] = []
+    file = LimitsFile(write("defaults:\n  max_cpus: 1\n"), clock=lambda: NOW, apart=begun.append)
+    write("defaults:\n  max_cpus: 2\n")
+    assert [file.limits("ada").max_cpus for _ in range(3)] == [1, 1, 1]
+    (read,) = begun
+    write("defaults:\n  max_cpus: 30\n")  # again, before the reading began
+    read()
+    assert file.limits("ada").max_cpus == 30
+    begun.pop()()
+    assert file.limits("ada").max_cpus == 30
+
+
 def test_a_bad_edit_keeps_the_last_good_one(write: Write) -> None:
     """The limits of before stay, the problem is shown until it is mended, and both are events."""
     events = Events()
@@ -520,6 +534,25 @@ def test_the_hosts_groups_are_asked_only_if_the_file_names_any(write: Write) -> 
     file = LimitsFile(write(MEMBERS + "    linux_groups: [staff]\n"), linux_groups=groups)
     assert file.limits("ada").group == "researcher"
     assert asked == ["ada"]
+
+
+def test_a_directory_service_is_waited_for_once() -> None:
+    """After the first time a user's groups are those of a minute ago, and asked again without anybody waiting."""
+    now, asked, begun = [0.0], [], list[Callable[[], None]]()
+    present = {"staff"}
+
+    def ask(user: str) -> frozenset[str]:
+        asked.append(user)
+        return frozenset(present)
+
+    groups = HostGroups(ask, clock=lambda: now[0], apart=begun.append)
+    assert [groups("ada"), groups("ada"), groups("bob")] == [{"staff"}] * 3
+    assert asked == ["ada", "bob"]
+    now[0], present = 60.0, {"guests"}
+    assert [groups("ada"), groups("ada")] == [{"staff"}] * 2
+    assert (asked, len(begun)) == (["ada", "bob"], 1)
+    begun.pop()()
+    assert groups("ada") == {"guests"}
 
 
 def test_groups_of_this_host() -> None:
