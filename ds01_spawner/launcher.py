@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -21,7 +21,7 @@ from ds01_spawner.core.container import Mount, ServerContainer
 from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Device, Holder, Request
 from ds01_spawner.core.options import SpawnOptions
-from ds01_spawner.errors import EngineUnavailable, ServerDied
+from ds01_spawner.errors import DS01Error, EngineUnavailable, ServerDied
 from ds01_spawner.startgate import StartGate
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ class Launcher:
         self.gate = gate
         self.record = record
         self.clock = clock
-        self._retries: set[asyncio.Future[None]] = set()
+        self._retries: dict[Holder, asyncio.Task[None]] = {}
         self._locks: WeakValueDictionary[Holder, asyncio.Lock] = WeakValueDictionary()
 
     def _alone(self, holder: Holder) -> asyncio.Lock:
@@ -274,6 +274,8 @@ class Launcher:
                 say(62, notice)
             prepared = _Prepared(account, image, command, limits)
             await self._discard(order.holder)
+            if retry := self._retries.pop(order.holder, None):
+                retry.cancel()  # what it was to remove is gone, and it would remove what is launched now
             wanted = order.options
             request = Request(order.holder, wanted.gpus, wanted.kind, wanted.min_memory_gib * 2**30)
             async with (
@@ -384,25 +386,25 @@ class Launcher:
             await in_full(self._undo(holder, grace_seconds))
 
     async def retire_for_certain(self, holder: Holder) -> None:
-        """Retire at once, without raising: while the engine does not answer, go on trying in the background.
+        """Retire at once, without raising: what fails is tried again in the background until the next launch.
 
         For the moment when the hub forgets the server: nobody would come back to its container.
         """
         try:
             await self.retire(holder, grace_seconds=0)
-        except EngineUnavailable:
-            retry = asyncio.ensure_future(self._retry_retire(holder))
-            self._retries.add(retry)
-            retry.add_done_callback(self._retries.discard)
+        except Exception as error:  # nobody else would try again, whatever failed
+            known = isinstance(error, DS01Error)
+            log.warning("%s/%s is retired later: %s", holder.user, holder.server, error, exc_info=not known)
+            if holder not in self._retries:
+                self._retries[holder] = asyncio.create_task(self._retry_retire(holder))
 
     async def _retry_retire(self, holder: Holder) -> None:
         while True:
             await asyncio.sleep(ENGINE_RETRY_SECONDS)
-            try:
+            with suppress(Exception):
                 await self.retire(holder, grace_seconds=0)
-            except EngineUnavailable:
-                continue
-            return
+                self._retries.pop(holder, None)
+                return
 
     async def explain_end(self, holder: Holder, container: str) -> str | None:
         """Say why a server's container does not run, ``None`` while it does, or may for all that is known."""

@@ -132,10 +132,12 @@ class FakeFolders:
     Attributes:
         mounted: how often each name is mounted now.
         problem: raised by ``mount`` when set.
+        stuck: raised by ``unmount`` when set.
     """
 
     mounted: Counter[str] = field(default_factory=Counter)
     problem: Exception | None = None
+    stuck: Exception | None = None
 
     def mount(self, account: Account, project: str, name: str) -> str:
         """Mount a folder."""
@@ -146,6 +148,8 @@ class FakeFolders:
 
     def unmount(self, name: str) -> None:
         """Undo ``mount``."""
+        if self.stuck is not None:
+            raise self.stuck
         self.mounted.pop(name, None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -243,6 +243,72 @@ async def test_a_retire_while_the_engine_is_down_keeps_the_devices_and_is_made_u
     world.engine.down = False
     async with asyncio.timeout(5):
         while world.allocator.leases or world.folders.mounted:  # noqa: ASYNC110 - a condition with a deadline
+            await asyncio.sleep(0)
+    world.assert_nothing_is_left()
+
+
+@pytest.fixture
+async def away(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], None]:
+    """A server that could not be retired because the engine is away; the engine is back when its next launch builds.
+
+    The test says by a call how that build ends.
+    """
+    monkeypatch.setattr("ds01_spawner.launcher.ENGINE_RETRY_SECONDS", 0)
+    await world.launcher.launch(world.order(gpus=0), lambda progress, text: None)
+    world.engine.down = True
+    await world.launcher.retire_for_certain(ALICE)
+
+    def then(error: Exception | None) -> None:
+        async def before(name: str) -> None:
+            world.engine.down = False
+            if error:
+                raise error
+
+        world.launcher.images.before = before  # type: ignore[attr-defined]
+
+    return then
+
+
+async def test_a_retire_that_is_made_up_for_does_not_reach_the_server_that_was_launched_since(
+    world: World, away: Callable[[Exception | None], None]
+) -> None:
+    """The launch removes what the retire was to remove, so nothing is left to make up for."""
+    away(None)
+    (old,) = world.engine.containers
+    launched = await world.launcher.launch(world.order(gpus=0), lambda progress, text: None)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert list(world.engine.containers) == [launched.container_id]
+    assert launched.container_id != old
+    assert ALICE in world.allocator.leases
+
+
+async def test_a_launch_that_fails_before_it_removes_the_old_container_leaves_the_retire_to_be_made_up_for(
+    world: World, away: Callable[[Exception | None], None]
+) -> None:
+    """A build that fails says nothing about the container that ought to be gone."""
+    away(Boom())
+    with pytest.raises(Boom):
+        await world.launcher.launch(world.order(gpus=0), lambda progress, text: None)
+    async with asyncio.timeout(5):
+        while world.allocator.leases:  # noqa: ASYNC110 - a condition with a deadline
+            await asyncio.sleep(0)
+    world.assert_nothing_is_left()
+
+
+async def test_a_retire_that_fails_in_a_way_nobody_foresaw_is_made_up_for_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be unmounted keeps the lease; once it can be, the device is free again."""
+    monkeypatch.setattr("ds01_spawner.launcher.ENGINE_RETRY_SECONDS", 0)
+    await world.launcher.launch(world.order(), lambda progress, text: None)
+    world.folders.stuck = Boom()
+    await world.launcher.retire_for_certain(ALICE)
+    await world.launcher.retire_for_certain(ALICE)  # asked twice, made up for once
+    assert ALICE in world.allocator.leases
+    world.folders.stuck = None
+    async with asyncio.timeout(5):
+        while world.allocator.leases:  # noqa: ASYNC110 - a condition with a deadline
             await asyncio.sleep(0)
     world.assert_nothing_is_left()
 
