@@ -117,6 +117,7 @@ class Allocator:
         limits: a user's limits by login name and groups; ``None`` when the site has none.
         limits_revision: returns the same object for as long as nobody's limits were changed.
         idle_ends: returns what the culler says of idle servers, for estimates; ``None`` while it says nothing.
+        on_whole_look: told, after each look that read everything, who holds a lease that a container carries.
         ticket_store: keeps places in the queue over a restart of the hub.
         host_lock: shared with other allocators of this host.
         patience_seconds: after this long a request goes before every later one.
@@ -138,6 +139,7 @@ class Allocator:
         limits: LimitsOf | None = None,
         limits_revision: Callable[[], object] = lambda: None,
         idle_ends: Callable[[], Awaitable[IdleEnds | None]] | None = None,
+        on_whole_look: Callable[[Iterable[Holder]], None] = lambda _: None,
         ticket_store: TicketStore | None = None,
         host_lock: HostLock | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
@@ -153,6 +155,7 @@ class Allocator:
         self._ticket_store = ticket_store
         self._host_lock = host_lock
         self._idle_ends = idle_ends
+        self._on_whole_look = on_whole_look
         self._limits_revision = limits_revision
         self._revision = limits_revision()
         self._recheck_seconds = recheck_seconds
@@ -384,6 +387,7 @@ class Allocator:
                 self._carry_out(decision)
                 if not locked:
                     await self._tell_all()
+                    self._tell_of_holders()
 
     async def _heed_limits(self) -> None:
         """Once the limits were changed, let everybody who waits be judged by the new ones."""
@@ -436,6 +440,13 @@ class Allocator:
                 self._tell(waiter, waiting)
             if number % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
+
+    def _tell_of_holders(self) -> None:
+        if self._ledger.whole:
+            try:
+                self._on_whole_look(lease.holder for lease in self._ledger.leases if lease.state is LeaseState.BOUND)
+            except Exception:
+                log.exception("Nobody was told who holds what")
 
     def _tell(self, waiter: _Waiter, waiting: Waiting) -> None:
         holder = waiter.entry.request.holder

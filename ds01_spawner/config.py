@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -42,6 +42,7 @@ from ds01_spawner.allocator import Allocator
 from ds01_spawner.builder import Builder, BuildLimits
 from ds01_spawner.core.idleclock import IdleClock, read_clock, read_status
 from ds01_spawner.core.limits import Limits, Policy, resolve
+from ds01_spawner.core.model import Holder
 from ds01_spawner.core.overview import free_by_kind
 from ds01_spawner.core.project import image_repository
 from ds01_spawner.core.retirements import Retirement, choose, decode
@@ -53,7 +54,7 @@ from ds01_spawner.services.culler import register as culler_register
 from ds01_spawner.services.culler import settings as culler_settings
 from ds01_spawner.services.portal import register
 from ds01_spawner.services.portal import settings as portal
-from ds01_spawner.spawner import DS01Spawner
+from ds01_spawner.spawner import DS01Spawner, let_go
 from ds01_spawner.startgate import StartGate
 
 
@@ -138,11 +139,15 @@ class Site:
             placement=self.placement,
             limits=self.limits,
             limits_revision=lambda: policy.policy if policy else None,
+            on_whole_look=self._retire_forgotten,
             idle_ends=IdleClocks(CullerFiles(self.state_folder / "culler"), time.time).read,
             ticket_store=TicketFile(self.state_folder / "queue.json"),
             host_lock=HostLock(self.host_lock) if self.host_lock else None,
             infrastructure=self.infrastructure,
         )
+
+    def _retire_forgotten(self, holders: Iterable[Holder]) -> None:
+        self.launcher.retire_forgotten(holders)  # which is made with the allocator, hence after it
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -195,6 +200,7 @@ class Site:
             gate=StartGate(self.starts_at_once),
             record=self.events.record,
             clock=time.time,
+            let_go=let_go,
         )
 
     # -- what the spawn form asks -------------------------------------------------------------------------------------

@@ -218,6 +218,7 @@ class Launcher:
         gate: how many servers start at once.
         record: writes an event: ``record(kind, user=…, server=…, **facts)``.
         clock: epoch seconds.
+        let_go: whether the hub knows this server and knows that it does not run; false while it cannot tell.
     """
 
     def __init__(
@@ -235,6 +236,7 @@ class Launcher:
         gate: StartGate,
         record: Callable[..., None],
         clock: Callable[[], float],
+        let_go: Callable[[Holder], bool] = lambda _: False,
     ) -> None:
         self.hub = hub
         self.accounts = accounts
@@ -248,7 +250,9 @@ class Launcher:
         self.gate = gate
         self.record = record
         self.clock = clock
+        self.let_go = let_go
         self._retries: dict[Holder, asyncio.Task[None]] = {}
+        self._forgotten: dict[Holder, asyncio.Task[None]] = {}
         self._locks: WeakValueDictionary[Holder, asyncio.Lock] = WeakValueDictionary()
 
     def _alone(self, holder: Holder) -> asyncio.Lock:
@@ -405,6 +409,27 @@ class Launcher:
                 await self.retire(holder, grace_seconds=0)
                 self._retries.pop(holder, None)
                 return
+
+    def retire_forgotten(self, holders: Iterable[Holder]) -> None:
+        """Retire, in the background, those servers that the hub has let go of: nobody would come back to them.
+
+        Such a server is left when the engine is away during its retire and the hub ends before it is made up for.  One
+        that is being launched or retired is left alone; what fails is done again after the next look.
+        """
+        for holder in holders:
+            if self.let_go(holder) and not self._alone(holder).locked() and holder not in self._forgotten:
+                self._forgotten[holder] = asyncio.create_task(self._retire_forgotten(holder))
+
+    async def _retire_forgotten(self, holder: Holder) -> None:
+        try:
+            async with self._alone(holder):
+                if self.let_go(holder):  # a launch may have come first
+                    log.warning("%s/%s runs although the hub let go of it: retired", holder.user, holder.server)
+                    await in_full(self._undo(holder))
+        except Exception:
+            log.exception("%s/%s could not be retired", holder.user, holder.server)
+        finally:
+            del self._forgotten[holder]
 
     async def explain_end(self, holder: Holder, container: str) -> str | None:
         """Say why a server's container does not run, ``None`` while it does, or may for all that is known."""

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar
 
 from dockerspawner import DockerSpawner
+from jupyterhub import orm
+from jupyterhub.app import JupyterHub
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import url_path_join
 from traitlets import Dict, TraitError, default, validate
@@ -54,6 +56,27 @@ def as_html(error: DS01Error) -> str:
             log = html.escape("\n".join(error.log))
             parts.append(f'<pre class="text-start">{log}</pre>')
     return "".join(parts)
+
+
+def let_go(holder: Holder) -> bool:
+    """Return whether the hub of this process knows a server and knows that it does not run.
+
+    Not true of a server that the hub never heard of: a hub with another database than yesterday's must not end what
+    runs; nor before the hub serves, when it may not have loaded its servers yet.
+    """
+    app = JupyterHub.instance() if JupyterHub.initialized() else None
+    if app is None or app.http_server is None:
+        return False
+    row = (
+        app.db.query(orm.User.id, orm.Spawner.server_id)
+        .join(orm.Spawner, orm.Spawner.user_id == orm.User.id)
+        .filter(orm.User.name == holder.user, orm.Spawner.name == holder.server)
+        .first()
+    )
+    if row is None or row.server_id is not None:
+        return False
+    spawners = app.users[row.id].spawners if row.id in app.users else {}
+    return holder.server not in spawners or not spawners[holder.server].active
 
 
 class DS01Spawner(DockerSpawner):

@@ -252,6 +252,26 @@ def test_an_engine_that_is_restarted_loses_no_device_and_serves_again(
         alice.retire("engine")
 
 
+def test_a_server_whose_retire_neither_engine_nor_hub_lived_to_see_is_retired_by_the_next_hub(
+    private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub forgot the server while the engine was away, and was killed before it could make up for that."""
+    monkeypatch.setenv("DOCKER_HOST", private_engine.address)
+    with running_site(DOCKER_HOST=private_engine.address) as site:
+        site.project("alice", "nobodys")
+        alice = site.person("alice")
+        alice.launch("nobodys")
+        private_engine.stop()
+        alice.api("DELETE", alice.server_path("nobodys"))
+        eventually(lambda: server_name("nobodys") not in alice.servers())
+        site.hub.kill()
+        private_engine.start()
+        assert site.container("alice", "nobodys"), "nobody owns it"
+        site.hub.start()
+        eventually(lambda: alice.free_devices() == ["4 of 4"])
+        assert site.container("alice", "nobodys") == ""
+
+
 def test_requests_for_impossible_things_are_refused_with_the_accepted_form(site: Site) -> None:
     """user_options of any JSON shape, by any way in, are refused or harmless, and nothing is started."""
     mona = site.person("mona")

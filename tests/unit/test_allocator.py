@@ -8,7 +8,7 @@ import itertools
 import os
 import pickle
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -924,3 +924,25 @@ async def test_any_mixture_of_launches_cancels_and_ends_shares_no_device(lab: La
     await mixture.allocator.look()
     assert await free(mixture.allocator) == set(lab.host.devices)
     assert (await mixture.allocator.snapshot()).queue == ()
+
+
+async def test_who_holds_what_is_told_after_looks_that_read_everything(lab: Lab) -> None:
+    """Found or launched, it is told; a partial look tells nothing, and a listener that fails harms nobody."""
+    lab.host.start_server(Holder("found", "thesis"), ["GPU-0"], hub="lab")
+    told: list[list[str]] = []
+
+    def listen(holders: Iterable[Holder]) -> None:
+        told.append(sorted(holder.user for holder in holders))
+        raise ZeroDivisionError
+
+    allocator = lab.allocator(on_whole_look=listen)
+    await allocator.look()
+    await lab.launch(allocator, "ada")
+    async with lab.reserve(allocator, "reserving", 0, kind=""):
+        await allocator.look()
+    assert told[0] == ["found"]
+    assert told[-1] == ["ada", "found"]
+    lab.probe.failure = fake.processes_cannot_be_listed
+    before = len(told)
+    await allocator.look()
+    assert len(told) == before

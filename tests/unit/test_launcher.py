@@ -339,3 +339,58 @@ async def test_in_full_awaits_the_work_and_then_tells_of_the_cancel() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == [True]
+
+
+class TestForgotten:
+    """Servers that run although the hub let go of them."""
+
+    async def test_what_the_hub_let_go_of_is_retired_and_nothing_else(self, world: World) -> None:
+        """One server that the hub runs and one that it does not: the second is gone, and its lease."""
+        world.launcher.let_go = lambda holder: holder.user == "bob"
+        alice = await world.launcher.launch(world.order(), lambda progress, text: None)
+        await world.launcher.launch(world.order(user="bob", gpus=0), lambda progress, text: None)
+        world.launcher.retire_forgotten([*world.allocator.leases])
+        await self._all_done(world)
+        assert list(world.engine.containers) == [alice.container_id]
+        assert list(world.allocator.leases) == [ALICE]
+
+    async def test_a_server_that_is_being_launched_is_left_alone(self, world: World) -> None:
+        """Even when the hub says for a moment that it does not run."""
+        world.launcher.let_go = lambda holder: True
+        reached = fail_at(world, "start", None)
+        launch = asyncio.ensure_future(world.launcher.launch(world.order(), lambda progress, text: None))
+        await asyncio.wait_for(reached.wait(), 5)
+        world.launcher.retire_forgotten([ALICE])
+        assert not world.launcher._forgotten
+        launch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await launch
+
+    async def test_a_launch_that_comes_first_is_not_undone(self, world: World) -> None:
+        """Between the look and the retire the project was launched again: the hub is asked once more."""
+        await world.launcher.launch(world.order(gpus=0), lambda progress, text: None)
+        gone = True
+        world.launcher.let_go = lambda holder: gone
+        async with world.launcher._alone(ALICE):
+            world.launcher._forgotten[ALICE] = asyncio.create_task(world.launcher._retire_forgotten(ALICE))
+            await asyncio.sleep(0)
+            gone = False
+        await self._all_done(world)
+        assert len(world.engine.containers) == 1
+
+    async def test_what_fails_is_done_after_the_next_look(self, world: World) -> None:
+        """An engine that is away keeps the lease; once it is back the next look retires."""
+        await world.launcher.launch(world.order(), lambda progress, text: None)
+        world.launcher.let_go = lambda holder: True
+        world.engine.down = True
+        world.launcher.retire_forgotten([ALICE])
+        await self._all_done(world)
+        assert ALICE in world.allocator.leases
+        world.engine.down = False
+        world.launcher.retire_forgotten([ALICE])
+        await self._all_done(world)
+        world.assert_nothing_is_left()
+
+    @staticmethod
+    async def _all_done(world: World) -> None:
+        await asyncio.wait_for(asyncio.gather(*world.launcher._forgotten.values()), 5)
