@@ -77,10 +77,11 @@ class ImageProbe:
             EngineUnavailable: the engine did not answer.
         """
         found = await self._call(lambda client: client.inspect_image(image_id))
-        environment = (found.get("Config") or {}).get("Env") or []
+        config = found.get("Config") or {}
         return ImageSettings(
             architecture=str(found.get("Architecture") or ""),
-            environment=dict(item.partition("=")[::2] for item in environment),
+            environment=dict(item.partition("=")[::2] for item in config.get("Env") or ()),
+            volumes=tuple(sorted(config.get("Volumes") or ())),
         )
 
     async def run(

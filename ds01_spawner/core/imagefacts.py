@@ -8,6 +8,7 @@ and texts are cut and cleaned before anyone sees them.
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ KERNEL_PACKAGES = frozenset(
 
 SERVER_PACKAGES = frozenset({"jupyterlab", "jupyter-server", "jupyterhub"})
 
+OURS = {
+    "/workspace": "/workspace is your project's own folder already, and what is written there stays",
+    "/opt/ds01": "the site's notebook packages are there",
+}
+"""Folders that every server is given, and why an image needs no volume in them."""
+
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """The kernel's name for a processor, and the engine's."""
 
@@ -94,10 +101,12 @@ class ImageSettings:
     Attributes:
         architecture: the engine's name, such as ``"amd64"``.
         environment: its ENV.
+        volumes: its VOLUME folders.
     """
 
     architecture: str
     environment: Mapping[str, str]
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +297,16 @@ def refuse_settings(settings: ImageSettings, host_machine: str) -> None:
             "`ENV PYTHONHOME` from the Dockerfile; a Python in its own folder is chosen with "
             "`ENV PATH=<folder>/bin:$PATH`."
         )
+    # The engine would lay a volume of its own over the folder, and remove it with everything in it on retire.
+    for volume in settings.volumes:
+        path = posixpath.normpath("/" + volume.lstrip("/"))
+        why = next((why for folder, why in OURS.items() if path == folder or path.startswith(f"{folder}/")), None)
+        if why is not None:
+            raise ImageRefused(
+                f"This project's image declares {_text(path, LONGEST_TEXT)} as a volume, which would hide what is "
+                f"there and lose what is written to it. Remove that `VOLUME` from the Dockerfile: {why}. If it comes "
+                "with the base image, use another one."
+            )
 
 
 def refuse_no_python() -> ImageRefused:

@@ -140,6 +140,7 @@ class FakeProbe:
         trial: the answer to a trial.
         environment: the image's ENV.
         architecture: the engine's name of the image's processor.
+        volumes: the image's VOLUME folders.
         runs: every command that ran.
         compiled: image and version of every compilation.
     """
@@ -148,6 +149,7 @@ class FakeProbe:
     trial: FakeAnswer = field(default_factory=trial_answer)
     environment: Mapping[str, str] = field(default_factory=dict)
     architecture: str = "amd64"
+    volumes: tuple[str, ...] = ()
     runs: list[tuple[str, ...]] = field(default_factory=list)
     compiled: list[tuple[str, str]] = field(default_factory=list)
 
@@ -158,7 +160,7 @@ class FakeProbe:
     async def settings(self, image_id: str) -> ImageSettings:
         """Return what the engine says."""
         del image_id
-        return ImageSettings(self.architecture, self.environment)
+        return ImageSettings(self.architecture, self.environment, self.volumes)
 
     async def run(
         self, image_id: str, command: Sequence[str], folders: Mapping[Path, str], *, seconds: float

@@ -445,6 +445,7 @@ def forging(answer: str) -> str:
         ("FROM scratch\nCOPY python3 /x\n", "", "no Python on its PATH"),
         ("FROM ds01/debian:13\nENV LD_PRELOAD=/x.so\n", "", "LD_PRELOAD"),
         ("FROM ds01/debian:13\nENV PYTHONHOME=/x\n", "", "PYTHONHOME"),
+        ("FROM ds01/debian:13\nVOLUME /data /workspace/results\n", "", "/workspace/results as a volume"),
         ("FROM ds01/debian:13\nCOPY python3 /usr/local/bin/\n", forging(FORGED % ("3,13,1", "")), "Alpine"),
         ("FROM ds01/debian:13\nCOPY python3 /usr/local/bin/\n", forging(FORGED % ("3,6,9", "2.27")), r"3\.6\.9"),
         (
@@ -456,7 +457,7 @@ def forging(answer: str) -> str:
         ("FROM ds01/debian:13\nCOPY python3 /usr/local/bin/\n", "#!/nowhere\n", "no Python|does not start"),
         ("FROM ds01/debian:13\nCOPY python3 /usr/local/bin/\n", "#!/bin/sh\nexit 3\n", "does not start properly"),
     ],
-    ids=["none", "preload", "home", "musl", "old", "endless", "hanging", "broken-link", "failing"],
+    ids=["none", "preload", "home", "volume", "musl", "old", "endless", "hanging", "broken-link", "failing"],
 )
 async def test_an_image_that_cannot_is_refused(  # noqa: PLR0917
     build: Callable[..., str],
@@ -540,10 +541,11 @@ async def test_probes_that_outlived_their_hub_are_removed(engine: docker.APIClie
 
 
 async def test_settings_are_the_images(build: Callable[..., str], probe: ImageProbe) -> None:
-    """ENV and architecture are read without running anything."""
-    image = build("FROM scratch\nENV A=b=c D=\nCOPY x /x\n", x="")
+    """ENV, VOLUME and architecture are read without running anything."""
+    image = build("FROM scratch\nENV A=b=c D=\nVOLUME /data /a\nCOPY x /x\n", x="")
     settings = await probe.settings(image)
     assert settings.environment == {"A": "b=c", "D": "", "PATH": settings.environment["PATH"]}
+    assert settings.volumes == ("/a", "/data")
     assert isinstance(settings, ImageSettings)
 
 

@@ -183,10 +183,20 @@ def test_settings_that_break_a_server_are_refused(
         refuse_settings(ImageSettings(architecture, environment), "x86_64")
 
 
+@pytest.mark.parametrize(
+    "volume",
+    ["/workspace", "/workspace/", "/workspace/results", "//workspace/a/b", "/data/../workspace", "/opt/ds01/server"],
+)
+def test_a_volume_over_a_folder_that_stays_is_refused(volume: str) -> None:
+    """The engine would put an anonymous volume over the project's folder and remove it on retire, work included."""
+    with pytest.raises(ImageRefused, match=r"declares /(workspace|opt/ds01).* as a volume.*Remove that `VOLUME`"):
+        refuse_settings(ImageSettings("amd64", {}, ("/data", volume)), "x86_64")
+
+
 def test_harmless_settings_pass() -> None:
     """PYTHONPATH, and variables that are set to nothing, are the image's own business."""
     environment = {"PYTHONPATH": "/app", "LD_PRELOAD": "", "PYTHONHOME": "", "PATH": "/usr/bin"}
-    refuse_settings(ImageSettings("amd64", environment), "x86_64")
+    refuse_settings(ImageSettings("amd64", environment, ("/data", "/workspaces", "/opt", "/home/alice")), "x86_64")
     refuse_settings(ImageSettings("arm64", {}), "aarch64")
 
 
