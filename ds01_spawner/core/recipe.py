@@ -22,6 +22,8 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:[-+])([^${}'\"\\]*))?\})", re.AS
 _ARGUMENT = re.compile(r"(\w+)(?:=(?:([^\"'\\`]*)|\"([^\"\\`]*)\"|'([^'\\`$]*)'))?", re.ASCII)
 _PLATFORM = re.compile(r"(?:TARGET|BUILD)(?:OS|ARCH|VARIANT)")
 _HARMLESS_MOUNTS = frozenset(["bind", "tmpfs", "secret", "ssh"])
+_LONGEST = 1000
+"""Characters of a variable's value: names of images are shorter, and few lines can double a text a thousand times."""
 _PLATFORM_MARK = "?"
 """Stands for the machine's architecture and the like, which no image name contains."""
 
@@ -230,6 +232,8 @@ class _Arguments:
             if value is None:
                 return None
             result += text[at : match.start()] + value
+            if len(result) > _LONGEST:
+                return None
             at = match.end()
         result += text[at:]
         return None if "$" in result else result

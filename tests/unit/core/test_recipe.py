@@ -30,6 +30,14 @@ def test_digest_takes_any_bytes() -> None:
     assert len(recipe.digest(b"FROM \xff".decode("utf-8", "surrogateescape"), "")) == 64
 
 
+@pytest.mark.parametrize("doubled", ["$a{}$a{}", "${{a{}}}${{a{}:-x}}", "${{x:-y}}$a{}$a{}"])
+def test_values_that_double_are_not_followed(doubled: str) -> None:
+    """A few lines cannot make a text of gigabytes: a value of a thousand characters counts as one nobody can tell."""
+    lines = [f"ARG a{n}={doubled.format(n - 1, n - 1)}" for n in range(1, 60)]
+    with pytest.raises(ProjectRefused, match="worked out"):
+        check("\n".join(["ARG a0=xxxxxxxxxxxxxxxx", *lines, "FROM $a59"]))
+
+
 def test_labels_are_recognised() -> None:
     """An image is current for the project, user and recipe that it was labelled with, and for no other."""
     made = recipe.image_labels(user="alice", project="thesis", recipe="r", base="b", at=1_000_000.7)
