@@ -15,7 +15,7 @@ from typing import Any
 
 import docker
 import requests
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig
 from docker.types import Mount as DockerMount
 
@@ -25,7 +25,7 @@ from ds01_spawner.adapters.siteextras import add_to_create, add_to_host
 from ds01_spawner.core import labels
 from ds01_spawner.core.container import CLEAN_END, ServerContainer, add_account
 from ds01_spawner.core.model import Container, Holder
-from ds01_spawner.errors import EngineUnavailable, ServerDied
+from ds01_spawner.errors import EngineUnavailable, ImageRefused, ServerDied
 
 THREADS = 16
 NOT_RUNNING = frozenset({"exited", "dead"})
@@ -213,8 +213,18 @@ class Engine:
 
         Raises:
             SiteMisconfigured: the additions would replace what the launch decides.
+            ImageRefused: the image is gone, or what is in it cannot be used.
         """
-        return await self._docker.call(lambda client: self._create(client, server, extra, extra_host))
+        try:
+            return await self._docker.call(lambda client: self._create(client, server, extra, extra_host))
+        except ImageNotFound as error:
+            # A launch can wait long for its device, and a build meanwhile replaces the image that it found.
+            raise ImageRefused(
+                "This project's image was replaced or removed while the launch waited. Launch again, and it starts "
+                "from the new one."
+            ) from error
+        except NotFound as error:
+            raise EngineUnavailable(f"Docker Engine refused: {error.explanation or error}") from error
 
     def _create(
         self,
@@ -302,10 +312,16 @@ class Engine:
 
         Raises:
             ServerDied: the engine could not start it, or it ended at once.
+            EngineUnavailable: something that it needs, such as the servers' network, is gone.
         """
         try:
             await self._docker.call(lambda client: client.start(container))
         except NotFound as error:
+            if await self.inspect(container) is not None:
+                raise EngineUnavailable(
+                    f"Docker Engine could not start the server: {error.explanation}. If its network was removed, an "
+                    "administrator can restart the hub, which makes it again."
+                ) from error
             raise ServerDied("The container vanished before it started. Launch the project again.") from error
         except EngineUnavailable as error:
             if NO_DEVICE_DRIVER not in str(error):

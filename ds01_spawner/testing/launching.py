@@ -16,7 +16,7 @@ from ds01_spawner.core.account import Account
 from ds01_spawner.core.container import Mount, ServerContainer
 from ds01_spawner.core.model import Device, Holder, Request
 from ds01_spawner.core.options import SpawnOptions
-from ds01_spawner.errors import EngineUnavailable, ServerDied
+from ds01_spawner.errors import EngineUnavailable, ImageRefused, ServerDied
 
 Step = Callable[[str], Awaitable[None]]
 """Called with the name of a step before it happens; raises, or never returns, to make it fail or hang."""
@@ -48,6 +48,7 @@ class FakeEngine:
         down: while true, nothing answers.
         containers: what exists, by id.
         serve: called when a container starts, with its id; returns the address that it gets.
+        gone: ids of images that somebody removed.
         image_labels: what images carry, by id; a container gets those that it is not given itself.
     """
 
@@ -56,6 +57,7 @@ class FakeEngine:
     down: bool = False
     containers: dict[str, FakeContainer] = field(default_factory=dict)
     serve: Callable[[str], Awaitable[str]] | None = None
+    gone: set[str] = field(default_factory=set)
     image_labels: dict[str, Mapping[str, str]] = field(default_factory=dict)
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -70,6 +72,8 @@ class FakeEngine:
         if any(found.server.name == server.name for found in self.containers.values()):
             raise EngineUnavailable(f"Docker Engine refused: the name {server.name} is in use")
         container = f"{next(self._ids):064x}"
+        if server.image_id in self.gone:
+            raise ImageRefused("This project's image was replaced or removed while the launch waited. Launch again.")
         inherited = self.image_labels.get(server.image_id, {})
         self.containers[container] = FakeContainer(server, {**inherited, **server.labels})
         return container

@@ -16,7 +16,7 @@ from ds01_spawner.core import labels
 from ds01_spawner.core.container import ServerContainer
 from ds01_spawner.core.ledger import Ledger
 from ds01_spawner.core.model import Device, DeviceState, Holder, Observation
-from ds01_spawner.errors import EngineUnavailable, ServerDied
+from ds01_spawner.errors import EngineUnavailable, ImageRefused, ServerDied
 from ds01_spawner.testing.launching import FakeEngine
 
 HUB = "engine-contract"
@@ -160,6 +160,16 @@ async def test_starting_what_was_removed_says_so(engine: AnyEngine) -> None:
         await engine.start(container)
 
 
+async def test_an_image_that_is_gone_refuses_the_launch(engine: AnyEngine) -> None:
+    """The user is told to launch again: a launch that waited long may have found the image before a build."""
+    gone = "sha256:" + "0" * 64
+    if isinstance(engine, FakeEngine):
+        engine.gone.add(gone)
+    with pytest.raises(ImageRefused, match="Launch again"):
+        await engine.create(replace(server("ds01-test-gone"), image_id=gone), {}, {})
+    assert await engine.held_by(HUB, ALICE) == ()
+
+
 @pytest.mark.parametrize("engine", ["real"], indirect=True)
 @pytest.mark.engine
 class TestRealEngine:
@@ -218,6 +228,14 @@ class TestRealEngine:
         await engine.remove_network()
         with pytest.raises(EngineUnavailable, match=r"172\.30\.0\.0/16"):
             await asyncio.to_thread(engine.ensure_network, "10.1.2.3/8")
+
+    async def test_a_network_that_is_gone_is_no_container_that_is_gone(self, engine: Engine) -> None:
+        """Launching again would not help, so the words are for an administrator."""
+        container = await engine.create(server("ds01-test-network"), {}, {})
+        await engine.remove_network()
+        with pytest.raises(EngineUnavailable, match=f"{NETWORK} not found.*restart the hub"):
+            await engine.start(container)
+        await asyncio.to_thread(engine.ensure_network, "")
 
     async def test_containers_do_not_reach_each_other_and_the_host_reaches_them(self, engine: Engine) -> None:
         """Inter-container traffic is off on the servers' bridge."""

@@ -14,7 +14,7 @@ from ds01_spawner.core.limits import Limits
 from ds01_spawner.core.model import Holder
 from ds01_spawner.core.options import parse
 from ds01_spawner.core.project import server_name
-from ds01_spawner.errors import DS01Error, EngineUnavailable, ProjectRefused, ServerDied
+from ds01_spawner.errors import DS01Error, EngineUnavailable, ImageRefused, ProjectRefused, ServerDied
 from ds01_spawner.launcher import Launcher, Order, in_full
 from ds01_spawner.startgate import StartGate
 from ds01_spawner.testing.launching import (
@@ -215,6 +215,19 @@ async def test_a_folder_that_cannot_be_opened_refuses_the_launch_before_a_contai
     world.folders.problem = ProjectRefused("~/workspace/thesis is a link")
     with pytest.raises(ProjectRefused):
         await world.launcher.launch(world.order(), lambda progress, text: None)
+    world.assert_nothing_is_left()
+
+
+async def test_an_image_that_goes_while_the_launch_waits_refuses_it_and_leaves_nothing(world: World) -> None:
+    """A build meanwhile discards the image that was found before the wait."""
+
+    async def before(name: str) -> None:
+        if name == "reserve":
+            world.engine.gone.add("sha256:fake")
+
+    world.allocator.before = before
+    with pytest.raises(ImageRefused, match="Launch again"):
+        await world.launcher.launch(world.order(), lambda percent, text: None)
     world.assert_nothing_is_left()
 
 
