@@ -54,11 +54,12 @@ class StartGate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release()  # the slot was handed over in the same moment
-            else:
-                self._waiting.remove(place)
+            if turn.cancelled():
+                # A release in the same turn of the loop may have passed this one over already.
+                self._waiting = deque(other for other in self._waiting if other is not place)
                 self._tell()
+            else:
+                self._release()  # the slot was handed over in the same moment
             raise
 
     def _release(self) -> None:

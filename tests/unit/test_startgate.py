@@ -81,6 +81,21 @@ async def test_a_cancel_in_the_moment_of_the_handover_passes_the_slot_on() -> No
     await asyncio.gather(first.task, second.task, third.task, return_exceptions=True)
 
 
+async def test_a_cancel_in_the_same_turn_as_a_leave_is_only_a_cancel() -> None:
+    """A start that is passed over because it was cancelled, and only then runs, ends like every cancelled one."""
+    gate = StartGate(1)
+    first, second, third = (_Starter(gate) for _ in range(3))
+    await _settle()
+    first.leave.set()
+    second.task.cancel()
+    assert (await asyncio.gather(first.task, second.task, return_exceptions=True))[0] is None
+    assert second.task.cancelled()
+    await _settle()
+    assert third.inside
+    third.leave.set()
+    await third.task
+
+
 def test_a_gate_without_slots_is_refused() -> None:
     """A gate that nobody could pass is a mistake in the configuration."""
     with pytest.raises(ValueError, match="at least one slot"):
