@@ -13,19 +13,25 @@ from ds01_spawner.core import labels
 
 CDI_KIND = "nvidia.com/gpu"
 
+# Ours, and those of NVIDIA's runtime, of its operator and of other vendors: what is not understood counts as claimed.
+_GPU_KINDS = ("gpu", "mig", "device")
+
 
 def device_claims(inspected: dict[str, Any]) -> tuple[str, ...]:
     """Return the devices that a container was given: UUIDs, indices (``"0"``) or ``"all"``, from the engine's record.
 
     ``NVIDIA_VISIBLE_DEVICES`` counts only under an nvidia runtime: elsewhere it is a word without effect, and many
-    images carry it.
+    images carry it.  A privileged container that was given no device claims none, although it can open every one: it is
+    seen by the processes that it runs on a GPU.
     """
     host = inspected["HostConfig"]
     claims: list[str] = []
     for request in host.get("DeviceRequests") or ():
         ids = request.get("DeviceIDs") or ()
         if request.get("Driver") == "cdi":
-            claims += [name.partition("=")[2] for name in ids if name.startswith(f"{CDI_KIND}=")]
+            claims += [
+                device for kind, _, device in (name.rpartition("=") for name in ids) if kind.endswith(_GPU_KINDS)
+            ]
         elif ids:
             claims += ids
         elif request.get("Count"):
