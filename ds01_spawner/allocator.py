@@ -372,9 +372,11 @@ class Allocator:
     async def _evaluate(self, withheld: str = "", *, locked: bool = False) -> None:
         # The host lock is taken before ours: whoever creates a container holds it and needs a look.
         async with AsyncExitStack() as locks:
+            held = locked or self._host_lock is None
             if self._host_lock and self._waiters and not locked:
                 try:
                     await locks.enter_async_context(self._host_lock.held())
+                    held = True
                 except DevicesUnavailable as error:
                     withheld = str(error)
             async with self._looking:
@@ -382,11 +384,15 @@ class Allocator:
                 look = self._ledger.begin_look()
                 self._allocation.idle_ends = await self._read_idle_ends()
                 seen = await self._see()
-                decision = self._allocation.decide(seen, look, self._clock(), withheld)
+                # Whoever came during a look that nobody waited for has asked for the next one, which takes the lock.
+                early = bool(self._waiters) and not (held or withheld)
+                why = "The lock of this host's GPUs is taken first." if early else withheld
+                decision = self._allocation.decide(seen, look, self._clock(), why)
                 self._looked_at = self._clock()
                 self._carry_out(decision)
                 if not locked:
-                    await self._tell_all()
+                    if not early:
+                        await self._tell_all()
                     self._tell_of_holders()
 
     async def _heed_limits(self) -> None:

@@ -256,6 +256,26 @@ class Probe:
         return self.failure(seen) if self.failure else seen
 
 
+@dataclass
+class HostLockThatIsFree:
+    """A host lock that nobody else wants.
+
+    Attributes:
+        taken: whether it is held now.
+    """
+
+    taken: bool = False
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Hold it for a block."""
+        self.taken = True
+        try:
+            yield
+        finally:
+            self.taken = False
+
+
 class HostLockThatIsTaken:
     """A host lock that another allocator never gives back."""
 

@@ -722,6 +722,30 @@ class TestHostLock:
         assert not task.done()
         task.cancel()
 
+    async def test_whoever_comes_during_a_look_without_the_lock_is_served_by_the_next_one_under_it(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A page asks what is free, which takes no lock; nobody is granted a device by that look."""
+        lock = fake.HostLockThatIsFree()
+        allocator = lab.allocator(host_lock=lock)
+        decided, decide = [], allocator._allocation.decide
+
+        def watched(*arguments: object) -> allocation.Decision:
+            decision = decide(*arguments)
+            decided.append((len(decision.grants), lock.taken))
+            return decision
+
+        monkeypatch.setattr(allocator._allocation, "decide", watched)
+        lab.probe.gate = asyncio.Event()
+        page = asyncio.create_task(allocator.snapshot())
+        await asyncio.sleep(0.01)
+        task = asyncio.create_task(lab.launch(allocator, "ada"))
+        await asyncio.sleep(0.01)
+        lab.probe.gate.set()
+        await asyncio.wait_for(asyncio.gather(page, task), 5)
+        assert decided[:2] == [(0, False), (1, True)]
+        assert lab.told == []
+
     async def test_two_hubs_that_share_the_lock_never_share_a_device(self, lab: Lab, tmp_path: Path) -> None:
         """Ten launches of each of two hubs onto four devices: every container has one of its own."""
         lab.host.devices = {device.uuid: device for device in gpus(4)}
