@@ -38,7 +38,11 @@ class Looker:
         return self._closed or (task is not None and (task.done() or task.cancelling() > 0))
 
     def ask(self) -> asyncio.Future[None]:
-        """Ask for a look; the result is done after it."""
+        """Ask for a look; the result is done after it, or at once when there are no more looks."""
+        if self._closed:
+            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            over.set_result(None)
+            return over
         if self._upcoming is None or self._upcoming.done():
             self._upcoming = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
