@@ -746,6 +746,15 @@ class TestHostLock:
         assert decided[:2] == [(0, False), (1, True)]
         assert lab.told == []
 
+    async def test_no_container_is_created_on_a_look_that_could_not_read_everything(self, lab: Lab) -> None:
+        """Another allocator may have taken the device, and would not be seen."""
+        allocator = lab.allocator(host_lock=fake.HostLockThatIsFree())
+        async with lab.reserve(allocator, "ada") as reservation:
+            lab.probe.failure = fake.processes_cannot_be_listed
+            with pytest.raises(DevicesUnavailable, match="Launch again"):
+                async with reservation.creating():
+                    pytest.fail("created")
+
     async def test_two_hubs_that_share_the_lock_never_share_a_device(self, lab: Lab, tmp_path: Path) -> None:
         """Ten launches of each of two hubs onto four devices: every container has one of its own."""
         lab.host.devices = {device.uuid: device for device in gpus(4)}

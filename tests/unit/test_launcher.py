@@ -354,6 +354,22 @@ async def test_in_full_awaits_the_work_and_then_tells_of_the_cancel() -> None:
     assert done == [True]
 
 
+async def test_a_retire_waits_for_the_launch_of_the_same_server(world: World) -> None:
+    """The container of a launch that is under way is removed by the launch, never from under it."""
+    reached = fail_at(world, "start", None)
+    launch = asyncio.ensure_future(world.launcher.launch(world.order(), lambda progress, text: None))
+    await asyncio.wait_for(reached.wait(), 5)
+    retire = asyncio.ensure_future(world.launcher.retire(ALICE, grace_seconds=0))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert world.engine.containers
+    launch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launch
+    await asyncio.wait_for(retire, 5)
+    world.assert_nothing_is_left()
+
+
 class TestForgotten:
     """Servers that run although the hub let go of them."""
 
