@@ -40,6 +40,7 @@ from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.allocator import Allocator
 from ds01_spawner.builder import Builder, BuildLimits
+from ds01_spawner.core.allocation import HALF_LIFE_SECONDS
 from ds01_spawner.core.idleclock import IdleClock, read_clock, read_status
 from ds01_spawner.core.limits import Limits, Policy, resolve
 from ds01_spawner.core.model import Holder
@@ -77,6 +78,7 @@ class Site:
     simulated_gpus: int
     limits_file: Path | None
     placement: str
+    half_life_seconds: float
     starts_at_once: int
     docker: Mapping[str, Any]
     host_lock: Path | None
@@ -137,6 +139,7 @@ class Site:
             clock=time.time,
             record=self.events.record,
             placement=self.placement,
+            half_life_seconds=self.half_life_seconds,
             limits=self.limits,
             limits_revision=lambda: policy.policy if policy else None,
             on_whole_look=self._retire_forgotten,
@@ -265,6 +268,7 @@ def configure(
     simulated_gpus: int = 0,
     limits_file: str | Path | None = None,
     placement: str = "packed",
+    half_life_seconds: float = HALF_LIFE_SECONDS,
     starts_at_once: int | None = None,
     docker: Mapping[str, Any] | None = None,
     culler: Mapping[str, Any] | None = MappingProxyType({}),
@@ -290,6 +294,7 @@ def configure(
             hub has its own.
         limits_file: YAML file of limits; without it a server gets the defaults and nobody is counted.
         placement: ``packed``, ``spread`` or ``affinity``.
+        half_life_seconds: after this long GPU-hours count half when the queue decides between people of one priority.
         starts_at_once: how many notebook servers start at the same time; the number of processors by default.
         docker: arguments for docker-py's ``APIClient``; the environment decides by default.
         culler: settings of the service that retires idle servers, such as ``{"pass_seconds": 30}``, see
@@ -315,6 +320,7 @@ def configure(
         simulated_gpus=simulated_gpus,
         limits_file=Path(limits_file) if limits_file else None,
         placement=placement,
+        half_life_seconds=half_life_seconds,
         starts_at_once=starts_at_once or os.cpu_count() or 1,
         docker=dict(docker or {}),
         host_lock=Path(host_lock) if host_lock else None,
