@@ -73,7 +73,7 @@ class Notebooks:
         found = await self._list(address, "api/kernels")
         return tuple(
             Kernel(_text(model, "id"), _text(model, "execution_state") == "busy", _text(model, "last_activity"))
-            for model in found or ()
+            for model in found
         )
 
     async def terminals(self, address: NotebookAddress) -> tuple[Terminal, ...]:
@@ -82,10 +82,11 @@ class Notebooks:
         Raises:
             NotebookSilent: nothing can be said about them.
         """
-        found = await self._list(address, "api/terminals")
-        return tuple(Terminal(_text(model, "name"), _text(model, "last_activity")) for model in found or ())
+        # Terminals can be switched off, and their interface is then away; that of the kernels never is.
+        found = await self._list(address, "api/terminals", can_be_off=True)
+        return tuple(Terminal(_text(model, "name"), _text(model, "last_activity")) for model in found)
 
-    async def _list(self, address: NotebookAddress, path: str) -> list[dict[str, Any]] | None:
+    async def _list(self, address: NotebookAddress, path: str, *, can_be_off: bool = False) -> list[dict[str, Any]]:
         try:
             # The place in the row first: waiting there must not count as the server's silence.
             async with (
@@ -98,8 +99,8 @@ class Notebooks:
                     timeout=self._timeout,
                 ) as response,
             ):
-                if response.status == 404:  # noqa: PLR2004 - HTTP's own number
-                    return None
+                if can_be_off and response.status == 404:  # noqa: PLR2004 - HTTP's own number
+                    return []
                 if response.status != 200:  # noqa: PLR2004
                     raise NotebookSilent(f"the notebook server answered {response.status} to {path}")
                 body = await _read(response)

@@ -123,6 +123,7 @@ MODEL = {"id": "k", "execution_state": "idle", "last_activity": "t"}
         pytest.param(never, id="silent"),
         pytest.param(endless, id="endless"),
         pytest.param(answer({"message": "no"}, status=403), id="refuses"),
+        pytest.param(answer({}, status=404), id="knows of no kernels"),
         pytest.param(elsewhere, id="redirects"),
         pytest.param(answer(b"<html>"), id="not JSON"),
         pytest.param(answer(b"[" * 100_000), id="deep"),
