@@ -116,10 +116,9 @@ class ImageShelf:
     async def changes(self, container: str) -> tuple[str, ...]:
         """Return the paths that were added or changed inside a container, mounts excluded; none when it is gone."""
         try:
-            found = await self._docker.call(lambda client: client.diff(container))
+            return await self._docker.call(lambda client: _paths(client.diff(container)))
         except NotFound:
             return ()
-        return tuple(entry["Path"] for entry in found or () if entry.get("Kind") in {0, 1})
 
     async def address(self, container: str, network: str) -> NotebookAddress | None:
         """Return where a container's notebook server is, ``None`` when it does not run or is not the hub's."""
@@ -138,3 +137,7 @@ class ImageShelf:
     def close(self) -> None:
         """Take no more calls."""
         self._docker.close()
+
+
+def _paths(changes: list[dict[str, Any]] | None) -> tuple[str, ...]:
+    return tuple(change["Path"] for change in changes or () if change.get("Kind") in {0, 1})

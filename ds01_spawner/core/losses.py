@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 _IGNORED = re.compile(
@@ -19,6 +19,9 @@ _DISTRIBUTION = re.compile(r"/([A-Za-z0-9][A-Za-z0-9._]*)-([^/-]+)\.(?:dist|egg)
 _INSIDE_PACKAGES = re.compile(r"/(?:site|dist)-packages/|/\.local/(?:bin|lib|include|share)(?:/|$)|/include/python")
 _SHOWN_FOLDERS = 5
 
+LOOKED_AT_MAX = 100_000
+"""More paths than these are not told apart: that would take seconds, and somebody waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Losses:
@@ -26,6 +29,7 @@ class Losses:
 
     Attributes:
         busy_kernels: kernels that compute now.
+        more_than: that so many files and folders were added or changed, too many to be told apart; 0 when they were.
         files: how many files outside ``/workspace`` were added or changed, packages excluded.
         folders: where most of them are, with how many.
         packages: Python packages installed by hand, ``name==version``, sorted.
@@ -33,28 +37,32 @@ class Losses:
     """
 
     busy_kernels: int = 0
+    more_than: int = 0
     files: int = 0
     folders: tuple[tuple[str, int], ...] = ()
     packages: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.busy_kernels or self.files or self.packages or self.unseen)
+        return bool(self.busy_kernels or self.more_than or self.files or self.packages or self.unseen)
 
 
-def find_losses(changed: Iterable[str], busy_kernels: int = 0) -> Losses:
+def find_losses(changed: Collection[str], busy_kernels: int = 0) -> Losses:
     """Return what would be lost.
 
     Args:
         changed: absolute paths that were added or changed inside the container.
         busy_kernels: how many kernels compute now.
     """
+    if len(changed) > LOOKED_AT_MAX:
+        return Losses(busy_kernels, more_than=LOOKED_AT_MAX)
     every = sorted(set(changed))
     paths = [path for path in every if not _IGNORED.search(path)]
     packages = {f"{found[1].replace('_', '-')}=={found[2]}" for path in paths if (found := _DISTRIBUTION.search(path))}
     files = [path for path in _leaves(paths, every) if not _INSIDE_PACKAGES.search(path)]
     folders = Counter(path.rpartition("/")[0] or "/" for path in files)
-    return Losses(busy_kernels, len(files), tuple(folders.most_common(_SHOWN_FOLDERS)), tuple(sorted(packages)))
+    shown = tuple(folders.most_common(_SHOWN_FOLDERS))
+    return Losses(busy_kernels, files=len(files), folders=shown, packages=tuple(sorted(packages)))
 
 
 def _leaves(paths: list[str], every: list[str]) -> list[str]:

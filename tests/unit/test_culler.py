@@ -19,6 +19,7 @@ from ds01_spawner.core import retirements, wording
 from ds01_spawner.core.account import Account
 from ds01_spawner.core.activity import Counting
 from ds01_spawner.core.limits import Limits
+from ds01_spawner.core.losses import Losses
 from ds01_spawner.core.model import Holder
 from ds01_spawner.errors import EngineUnavailable
 from ds01_spawner.services.culler import serve
@@ -123,6 +124,24 @@ async def test_nobody_is_kept_for_the_sake_of_a_hint(engine: str, monkeypatch: p
 
     found = await serve._lost_packages(Shelf(), "c0ffee")  # type: ignore[arg-type]
     assert found == (("numpy==2.0",) if engine == "answers" else ())
+
+
+async def test_the_watch_over_others_does_not_wait_for_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many files changed in a container its user decides, so they are told apart in a thread of its own."""
+    threads = []
+
+    class Shelf:
+        async def changes(self, container: str) -> tuple[str, ...]:
+            return (f"/root/{container}",)
+
+    def find(changed: tuple[str, ...]) -> Losses:
+        threads.append(threading.current_thread())
+        return Losses()
+
+    monkeypatch.setattr(serve, "find_losses", find)
+    await serve._lost_packages(Shelf(), "c0ffee")  # type: ignore[arg-type]
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_an_event_carries_its_evidence_in_one_line(site: FakeSite, tmp_path: Path) -> None:

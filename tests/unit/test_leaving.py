@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass
 
 import pytest
 
 from ds01_spawner.adapters.notebook import NotebookAddress, NotebookSilent
 from ds01_spawner.core.activity import Kernel
-from ds01_spawner.core.losses import Losses
+from ds01_spawner.core.losses import Losses, find_losses
 from ds01_spawner.core.model import Holder
 from ds01_spawner.errors import EngineUnavailable
 from ds01_spawner.services.portal import leaving
@@ -87,3 +88,17 @@ async def test_an_engine_that_does_not_answer_is_asked_about() -> None:
     away = EngineUnavailable("Docker Engine does not answer.")
     assert (await look(World(listing=away))).unseen == (FILES, KERNELS)
     assert (await look(World(diff=away, busy=(False,)))).unseen == (FILES,)
+
+
+async def test_other_requests_do_not_wait_for_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long the list of changes is its user decides, so it is read in a thread of its own."""
+    threads = []
+
+    def find(changed: tuple[str, ...], busy_kernels: int) -> Losses:
+        threads.append(threading.current_thread())
+        return find_losses(changed, busy_kernels)
+
+    monkeypatch.setattr(leaving, "find_losses", find)
+    assert (await look(World(paths=("/srv/a/b",)))).files == 1
+    assert threading.main_thread() not in threads
+    assert threads

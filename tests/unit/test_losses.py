@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds01_spawner.core.losses import find_losses
+from ds01_spawner.core.losses import LOOKED_AT_MAX, Losses, find_losses
 
 
 def test_what_every_server_leaves_is_no_loss() -> None:
@@ -52,3 +52,12 @@ def test_a_busy_kernel_alone_is_worth_the_question() -> None:
     """A computation that is not finished is lost with its kernel."""
     assert find_losses([], busy_kernels=1)
     assert not find_losses([], busy_kernels=0)
+
+
+def test_too_many_changes_are_not_told_apart() -> None:
+    """How many there are a user decides, and telling them apart must not take seconds; they are asked about at once."""
+    many = [f"/home/ada/{number}" for number in range(LOOKED_AT_MAX + 1)]
+    assert find_losses(many[:-1]).files == LOOKED_AT_MAX
+    found = find_losses(many, busy_kernels=2)
+    assert found == Losses(busy_kernels=2, more_than=LOOKED_AT_MAX)
+    assert Losses(more_than=LOOKED_AT_MAX)

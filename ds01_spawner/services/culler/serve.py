@@ -122,7 +122,7 @@ async def serve(
 async def _lost_packages(shelf: ImageShelf, container: str) -> tuple[str, ...]:
     try:
         async with asyncio.timeout(_PACKAGES_SECONDS):
-            return find_losses(await shelf.changes(container)).packages
+            return (await asyncio.to_thread(find_losses, await shelf.changes(container))).packages
     except (TimeoutError, DS01Error):
         return ()  # a hint less; the device is free in time
 

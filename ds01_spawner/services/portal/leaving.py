@@ -76,7 +76,9 @@ class Leaving:
             return Losses()
         paths, busy = await asyncio.gather(_in_time(self.changes.changes(found[0])), _in_time(self._busy(found[0])))
         unseen = ((FILES,) if paths is None else ()) + ((KERNELS,) if busy is None else ())
-        return replace(find_losses(paths or (), busy or 0), unseen=unseen)
+        # In a thread: how long the list is its user decides.
+        losses = await asyncio.to_thread(find_losses, paths or (), busy or 0)
+        return replace(losses, unseen=unseen)
 
     async def _busy(self, container: str) -> int:
         address = await self.changes.address(container, self.network)
