@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
@@ -31,6 +32,8 @@ THREADS = 16
 NOT_RUNNING = frozenset({"exited", "dead"})
 LOG_BYTES = 10 * 2**20
 SIGKILL_EXIT = 137
+ACCOUNT_FILE_BYTES = 2**20
+KNOWN_IMAGES = 100
 NO_DEVICE_DRIVER = "could not select device driver"
 
 
@@ -278,12 +281,13 @@ class Engine:
         return container
 
     def _account_files(self, client: docker.APIClient, container: str, server: ServerContainer) -> bytes:
-        if server.image_id not in self._accounts:
-            self._accounts[server.image_id] = (
-                _read_file(client, container, "/etc/passwd"),
-                _read_file(client, container, "/etc/group"),
-            )
-        passwd, group = add_account(*self._accounts[server.image_id], server)
+        known = self._accounts.get(server.image_id)
+        if known is None:
+            known = _read_file(client, container, "/etc/passwd"), _read_file(client, container, "/etc/group")
+            if len(self._accounts) >= KNOWN_IMAGES:
+                self._accounts.clear()  # each is read again when it is next launched, in some milliseconds
+            self._accounts[server.image_id] = known
+        passwd, group = add_account(*known, server)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for path, text in (("etc/passwd", passwd), ("etc/group", group)):
@@ -442,7 +446,17 @@ def _read_file(client: docker.APIClient, container: str, path: str) -> str:
         chunks, _ = client.get_archive(container, path)
     except NotFound:
         return ""
-    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+    packed = io.BytesIO()
+    with closing(chunks):  # the engine cannot remove the container while it still sends a part of it
+        for chunk in chunks:
+            packed.write(chunk)
+            if packed.tell() > ACCOUNT_FILE_BYTES:
+                raise ImageRefused(
+                    f"{path} in this project's image is larger than {ACCOUNT_FILE_BYTES // 2**20} MiB. It should list "
+                    "the accounts of the image and nothing else: correct what the Dockerfile does with it."
+                )
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
         member = archive.next()
         content = archive.extractfile(member) if member and member.isfile() else None
         return content.read().decode(errors="replace") if content else ""

@@ -229,6 +229,15 @@ class TestRealEngine:
         with pytest.raises(EngineUnavailable, match=r"172\.30\.0\.0/16"):
             await asyncio.to_thread(engine.ensure_network, "10.1.2.3/8")
 
+    async def test_a_huge_list_of_accounts_refuses_the_image(
+        self, engine: Engine, image_of: Callable[..., str]
+    ) -> None:
+        """No image makes the hub read more than a megabyte; the container is gone again."""
+        image = image_of("RUN truncate -s 40M /etc/passwd")
+        with pytest.raises(ImageRefused, match="larger than 1 MiB"):
+            await engine.create(replace(server("ds01-test-huge"), image_id=image), {}, {})
+        assert await engine.held_by(HUB, ALICE) == ()
+
     async def test_a_network_that_is_gone_is_no_container_that_is_gone(self, engine: Engine) -> None:
         """Launching again would not help, so the words are for an administrator."""
         container = await engine.create(server("ds01-test-network"), {}, {})
