@@ -35,6 +35,7 @@ from ds01_spawner.core.buildprogress import BuildPhase, BuildProgress
 from ds01_spawner.core.dockerfile import ContextUse, ParsedDockerfile, context_use, parse
 from ds01_spawner.core.overview import Standing
 from ds01_spawner.core.project import Dockerfile
+from ds01_spawner.core.remotes import check_remotes
 from ds01_spawner.errors import BuildFailed, DS01Error, EngineUnavailable, ImageRefused
 
 __all__ = ["BuildEngine", "BuildHistory", "BuildJournal", "BuildLimits", "Builder", "ContextReader", "Image", "Source"]
@@ -411,6 +412,7 @@ class Builder:
 def _read(dockerfile: Dockerfile, repository: str) -> ParsedDockerfile:
     parsed = parse(_text(dockerfile))
     recipe.check_images(parsed, repository)
+    check_remotes(parsed)
     return parsed
 
 

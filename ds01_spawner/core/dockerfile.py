@@ -117,6 +117,8 @@ def parse(text: str) -> ParsedDockerfile:
             for name, strips_tabs in _heredocs(line):
                 if not reader.skip_heredoc(name, strips_tabs=strips_tabs):
                     unclear = unclear or f"the here-document of line {number} has no end"
+        if carrier.keyword == "ONBUILD":
+            unclear = unclear or f"line {number} has an ONBUILD in an ONBUILD"
         if carrier.keyword not in KEYWORDS:
             unclear = unclear or f"line {number} starts with “{carrier.keyword[:40]}”, which is not a known instruction"
     return ParsedDockerfile(tuple(instructions), directives.get("syntax", ""), unclear)
@@ -274,7 +276,9 @@ def _instruction(line: str, number: int) -> Instruction:
     rest = rest.strip()
     flags, rest, is_clear = _take_flags(rest)
     if keyword == "ONBUILD":
-        return Instruction(number, keyword, flags, is_clear=is_clear, trigger=_instruction(rest, number))
+        # One in another is refused, by BuildKit too; following a chain of thousands would exhaust the stack.
+        trigger = None if rest.upper().startswith("ONBUILD") else _instruction(rest, number)
+        return Instruction(number, keyword, flags, is_clear=is_clear, trigger=trigger)
     strings = _json_strings(rest)
     words = tuple(word for word in re.split(rf"[{_BLANK}]+", rest) if word) if strings is None else strings
     return Instruction(number, keyword, flags, words, strings is not None, is_clear)
@@ -298,7 +302,7 @@ def _json_strings(rest: str) -> tuple[str, ...] | None:
         return None
     try:
         values = json.loads(rest)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets in brackets by the thousand are no list of strings
         return None
     return tuple(values) if all(isinstance(value, str) for value in values) else None
 

@@ -201,3 +201,16 @@ def test_base_images(text: str, bases: tuple[str, ...], final: str) -> None:
     """The images that stages start from, and the one that the result builds on."""
     assert recipe.base_images(parse(text)) == bases
     assert recipe.final_base(parse(text)) == final
+
+
+@pytest.mark.parametrize("text", ["FROM x\n" + "ONBUILD " * 2000 + "RUN x", "FROM x\nONBUILD --a onbuild RUN x"])
+def test_instructions_that_store_one_another_are_refused(text: str) -> None:
+    """A chain of ONBUILD is refused in words, however long it is."""
+    with pytest.raises(ProjectRefused, match="ONBUILD in an ONBUILD"):
+        check(text)
+
+
+def test_brackets_by_the_thousand_are_a_shells_business() -> None:
+    """What is no JSON form is the shell's, as BuildKit reads it."""
+    check("FROM x\nRUN " + "[" * 20_000)
+    check("FROM x\nRUN " + "[" * 20_000 + "]" * 20_000)
