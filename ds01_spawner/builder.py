@@ -245,7 +245,7 @@ class Builder:
         return Image(found.id, source.default_image, "", built=False)
 
     async def _look(self, source: Source, dockerfile: Dockerfile, *, rebuild: bool) -> tuple[_Plan, LocalImage | None]:
-        # In a thread: a megabyte of hostile text takes a second to read.
+        # In a thread: hostile text takes tens of milliseconds to read.
         parsed = await asyncio.to_thread(_read, dockerfile, source.repository)
         found, *bases = await asyncio.gather(
             self._engine.inspect(f"{source.repository}:latest"),

@@ -33,7 +33,7 @@ from ds01_spawner.core.project import (
 )
 from ds01_spawner.errors import AccountUnavailable, ProjectRefused
 
-DOCKERFILE_BYTES_MAX: Final = 1024 * 1024
+DOCKERFILE_BYTES_MAX: Final = 128 * 1024
 
 PROJECTS_MAX: Final = 1000
 """A longer list helps nobody and would be a way to keep the hub busy; the folders beyond it open by name."""

@@ -66,7 +66,7 @@ class Dockerfile:
     """A project's Dockerfile as it was read.
 
     Attributes:
-        text: its content, at most 1 MiB, not checked for being text.
+        text: its content, at most 128 KiB, not checked for being text.
         origin: where it is, for people, such as ``"~/workspace/thesis/Dockerfile"``.
     """
 

@@ -272,7 +272,7 @@ def test_a_dockerfile_has_a_largest_size(alice: Account, workspaces: Workspaces,
         assert found is not None
         assert len(found.text) == size
     else:
-        with pytest.raises(ProjectRefused, match="more than 1024 KiB"):
+        with pytest.raises(ProjectRefused, match="more than 128 KiB"):
             workspaces.read_dockerfile(alice, "thesis")
 
 
@@ -282,7 +282,7 @@ def test_a_huge_sparse_dockerfile_is_refused_at_once(alice: Account, workspaces:
     path = project_path("thesis") / "Dockerfile"
     workspaces.write_file(alice, path, b"")
     os.truncate(alice.home / path, 2**40)
-    with pytest.raises(ProjectRefused, match="1024 KiB"):
+    with pytest.raises(ProjectRefused, match="128 KiB"):
         workspaces.read_dockerfile(alice, "thesis")
 
 
