@@ -32,7 +32,7 @@ class Losses:
         more_than: that so many files and folders were added or changed, too many to be told apart; 0 when they were.
         files: how many files outside ``/workspace`` were added or changed, packages excluded.
         folders: where most of them are, with how many.
-        packages: Python packages installed by hand, ``name==version``, sorted.
+        packages: Python packages installed by hand, ``name==version``, sorted; ``None`` when that cannot be told.
         unseen: what could not be seen, one phrase each; nothing is known of it, so it is asked about too.
     """
 
@@ -40,7 +40,7 @@ class Losses:
     more_than: int = 0
     files: int = 0
     folders: tuple[tuple[str, int], ...] = ()
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] | None = ()
     unseen: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
@@ -55,7 +55,7 @@ def find_losses(changed: Collection[str], busy_kernels: int = 0) -> Losses:
         busy_kernels: how many kernels compute now.
     """
     if len(changed) > LOOKED_AT_MAX:
-        return Losses(busy_kernels, more_than=LOOKED_AT_MAX)
+        return Losses(busy_kernels, more_than=LOOKED_AT_MAX, packages=None)
     every = sorted(set(changed))
     paths = [path for path in every if not _IGNORED.search(path)]
     packages = {f"{found[1].replace('_', '-')}=={found[2]}" for path in paths if (found := _DISTRIBUTION.search(path))}

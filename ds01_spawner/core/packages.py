@@ -109,9 +109,13 @@ def read_block(dockerfile: str) -> Packages | None:
 
 
 def missing(lost: Iterable[str], dockerfile: str) -> tuple[str, ...]:
-    """Return the packages of a removed container that its Dockerfile does not add."""
-    present = read_block(dockerfile)
-    return tuple(one for one in lost if one not in (present.pip if present else ()))
+    """Return the packages of a removed container that its Dockerfile does not name, in its block or anywhere else.
+
+    Which version is the Dockerfile's business: whoever names a package there has decided about it.
+    """
+    lines = (line for line in dockerfile.splitlines() if not line.lstrip().startswith("#"))
+    named = {name_of(word) for word in re.findall(_PIP_NAME, "\n".join(lines), re.ASCII)}
+    return tuple(one for one in lost if name_of(one) not in named)
 
 
 def write_block(dockerfile: str, packages: Packages) -> str:

@@ -53,7 +53,7 @@ class FakeServer:
         explodes: whether reading it fails in an unforeseen way.
         terminals_explode: whether showing it something does.
         keep_alive_at: when its keep-alive was touched, monotonic seconds.
-        packages: what was installed by hand in its container.
+        packages: what was installed by hand in its container, ``None`` when that cannot be told.
         home_full: whether no file can be written in its project.
         files: the names of our files there.
         shown: what its terminals showed.
@@ -77,7 +77,7 @@ class FakeServer:
     explodes: bool = False
     terminals_explode: bool = False
     keep_alive_at: float | None = None
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] | None = ()
     home_full: bool = False
     files: dict[str, str] = field(default_factory=dict)
     shown: list[str] = field(default_factory=list)
@@ -265,7 +265,7 @@ class FakeSite:
             terminals=tuple(Terminal(str(n), str(server.typed)) for n in range(server.terminals)),
         )
 
-    async def _lost_packages(self, container: str) -> tuple[str, ...]:
+    async def _lost_packages(self, container: str) -> tuple[str, ...] | None:
         return self.servers[container].packages
 
     async def show(self, place: Place, text: str) -> int:

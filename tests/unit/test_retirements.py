@@ -148,3 +148,24 @@ def test_lost_packages_are_offered_until_the_dockerfile_has_them(tmp_path: Path)
     assert packages.missing(lost, "FROM x\n") == lost
     added = packages.add("FROM x\n", packages.Packages(pip=("numpy==2.0",)))
     assert packages.missing(lost, added) == ("polars==1.0",)
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        "FROM x\nRUN pip install my_pkg==1.0\n",
+        "FROM x\nRUN pip install 'My.Pkg[extra]>=2'\n",
+        "FROM x\nRUN pip install numpy \\\n    my-pkg\n",
+        "FROM x\nRUN <<E\npip install my-pkg~=1.1\nE\n",
+        packages.add("FROM x\n", packages.Packages(("MY_PKG==2.0",))),
+    ],
+)
+def test_a_package_that_the_dockerfile_names_is_not_missing(dockerfile: str) -> None:
+    """However it spells the name, whichever version it takes, and wherever it does so."""
+    assert packages.missing(("my-pkg==1.0",), dockerfile) == ()
+
+
+def test_what_a_dockerfile_only_resembles_is_missing() -> None:
+    """A comment installs nothing, and a longer name is another package."""
+    dockerfile = "FROM pytorch\n# torch comes later\nRUN pip install torch-geometric torchvision==0.20\n"
+    assert packages.missing(("torch==2.8.0",), dockerfile) == ("torch==2.8.0",)

@@ -140,7 +140,7 @@ class Acts:
         self._keep_standing(watches)
 
     async def end(
-        self, watch: Watch, decision: Retire, *, took_seconds: float, stopped: bool, lost: tuple[str, ...]
+        self, watch: Watch, decision: Retire, *, took_seconds: float, stopped: bool, lost: tuple[str, ...] | None
     ) -> None:
         """Record the end of a server and tell of it.
 
@@ -149,7 +149,7 @@ class Acts:
             decision: why.
             took_seconds: how long stopping it took.
             stopped: whether it has stopped, and is not still stopping.
-            lost: the packages that went with its container.
+            lost: the packages that went with its container, ``None`` when that cannot be told.
         """
         kind = "maintenance.runtime_kill" if decision.rule is Rule.RUN else "maintenance.idle_kill"
         clock = time_of_day(self._wall(), self._wall())
@@ -163,7 +163,7 @@ class Acts:
         ]
         stop = {"took_seconds": round(took_seconds, 1), "stopped": stopped}
         self._record(kind, watch, decision, deliveries=deliveries, failed=sent.failed, **stop)
-        if lost:
+        if lost is not None:
             self._packages.write(watch.server.user, watch.project, lost)
         try:
             self._files.add_retired(

@@ -73,7 +73,7 @@ class World:
         find_account: a user's account, or raises AccountUnavailable; may block.
         limits: a user's limits, by login name and names of JupyterHub groups.
         queue: the text of the queue's file, ``None`` when there is none; or raises OSError.
-        lost_packages: the Python packages that were installed by hand in a container; none when that cannot be told.
+        lost_packages: the Python packages installed by hand in a container, ``None`` when that cannot be told.
         threads: where blocking calls are made.
         clock: monotonic seconds.
     """
@@ -85,7 +85,7 @@ class World:
     find_account: Callable[[str], Account]
     limits: Callable[[str, frozenset[str]], Limits]
     queue: Callable[[], str | None]
-    lost_packages: Callable[[str], Awaitable[tuple[str, ...]]]
+    lost_packages: Callable[[str], Awaitable[tuple[str, ...] | None]]
     threads: Executor
     clock: Callable[[], float]
 

@@ -119,12 +119,12 @@ async def serve(
                 await meter.tick(culler.devices)
 
 
-async def _lost_packages(shelf: ImageShelf, container: str) -> tuple[str, ...]:
+async def _lost_packages(shelf: ImageShelf, container: str) -> tuple[str, ...] | None:
     try:
         async with asyncio.timeout(_PACKAGES_SECONDS):
             return (await asyncio.to_thread(find_losses, await shelf.changes(container))).packages
     except (TimeoutError, DS01Error):
-        return ()  # a hint less; the device is free in time
+        return None  # a hint less; the device is free in time
 
 
 def _limits(settings: Settings, events: EventLog) -> Callable[[str, frozenset[str]], Limits]:

@@ -71,14 +71,15 @@ class Leaving:
             async with asyncio.timeout(LOOK_SECONDS):
                 found = await self.containers.held_by(self.hub, holder)
         except (TimeoutError, EngineUnavailable):
-            return Losses(unseen=(FILES, KERNELS))
+            return Losses(packages=None, unseen=(FILES, KERNELS))
         if not found:
-            return Losses()
+            return Losses(packages=None)
         paths, busy = await asyncio.gather(_in_time(self.changes.changes(found[0])), _in_time(self._busy(found[0])))
         unseen = ((FILES,) if paths is None else ()) + ((KERNELS,) if busy is None else ())
+        if paths is None:
+            return Losses(busy or 0, packages=None, unseen=unseen)
         # In a thread: how long the list is its user decides.
-        losses = await asyncio.to_thread(find_losses, paths or (), busy or 0)
-        return replace(losses, unseen=unseen)
+        return replace(await asyncio.to_thread(find_losses, paths, busy or 0), unseen=unseen)
 
     async def _busy(self, container: str) -> int:
         address = await self.changes.address(container, self.network)

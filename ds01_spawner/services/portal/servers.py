@@ -38,7 +38,8 @@ class RetirePage(Page):
         if losses and not self.get_body_argument("confirmed", ""):
             self.show("retire.html", project=name, losses=losses)
             return
-        if losses.packages:
+        if losses.packages is not None:
+            # Also when there are none: those of the container before are then no longer what went last.
             await asyncio.to_thread(self.parts.notes.write, self.person.name, name, losses.packages)
         await self.parts.hub.stop(self.person.name, record.name, self.person.token)
         self.parts.board.forget(self.person.name)
@@ -49,5 +50,6 @@ class RetirePage(Page):
         return record if record is not None and (record.ready or record.pending) else None
 
     async def _losses(self, record: ServerRecord) -> Losses:
-        # Nobody has worked yet in one that starts.
-        return await self.parts.leaving.look(Holder(self.person.name, record.name)) if record.ready else Losses()
+        if not record.ready:
+            return Losses(packages=None)  # nobody has worked yet in one that starts
+        return await self.parts.leaving.look(Holder(self.person.name, record.name))
