@@ -12,11 +12,11 @@ from ds01_spawner.core.idlerules import Rule, Rules
 _MINUTE = 60
 _HOUR = 3600
 _CHANNELS = {
-    "page": "on the hub's pages",
-    "terminals": "in your terminals",
-    "file": "by a file in the project's folder",
-    "command": "by message",
-    "webhook": "by message",
+    "page": "shown on the hub's pages",
+    "terminals": "shown in your terminals",
+    "file": "left in a file in the project's folder",
+    "command": "sent as a message",
+    "webhook": "sent as a message",
 }
 _SAFE = "Files in /workspace are safe; what is only in memory or elsewhere in the container is lost, so save it now."
 
@@ -153,7 +153,7 @@ def what_is_use(rules: Rules, *, has_device: bool) -> str:
 
 
 def warnings_before(deliveries: Sequence[tuple[float, Sequence[str]]]) -> str:
-    """Return when and where a user was warned; empty when no warning arrived.
+    """Return when a user was warned and what is known of it: not that anybody looked; empty when no warning arrived.
 
     Args:
         deliveries: seconds before the end and the channels of each warning.
@@ -163,7 +163,7 @@ def warnings_before(deliveries: Sequence[tuple[float, Sequence[str]]]) -> str:
         return ""
     times = [duration(before) for before, _ in arrived]
     channels = dict.fromkeys(_CHANNELS.get(channel, channel) for _, there in arrived for channel in there)
-    return f"You were warned {_listed(times)} before: {_listed(list(channels))}."
+    return f"{'Warnings' if times[1:] else 'A warning'} {_listed(times)} before: {_listed(list(channels))}."
 
 
 def evidence(samples: Sequence[Sample], rules: Rules, now: float, most: int = 24) -> list[dict[str, object]]:

@@ -74,8 +74,8 @@ async def test_an_idle_server_is_warned_on_every_channel_and_retired(site: FakeS
     assert told.why[1] == "Limits in force: idle limit 30 minutes; longest run 24 hours."
     assert told.why[2].startswith("Use is a GPU that does 5 % or more, 2 % of one processor core, 1 MiB a minute")
     assert told.why[3] == (
-        "You were warned 15 minutes and 5 minutes before: on the hub's pages, in your terminals, by a file in the "
-        "project's folder and by message."
+        "Warnings 15 minutes and 5 minutes before: shown on the hub's pages, shown in your terminals, left in a file "
+        "in the project's folder and sent as a message."
     )
     assert "<title>The last 30 minutes in 15 samples: 15 idle.</title>" in told.picture
     assert status(tmp_path)["servers"] == []
@@ -369,6 +369,17 @@ async def test_a_warning_counts_only_where_it_arrived(site: FakeSite, tmp_path: 
     back = site.now
     await site.watch(culler, 10 * MINUTE)
     assert site.stopped == [("ada/thesis", back + MINUTE + 300)]
+
+
+async def test_the_page_shows_a_warning_from_the_pass_on_from_which_it_counts(site: FakeSite, tmp_path: Path) -> None:
+    """In the very pass that counts it as delivered, and not only in the next one."""
+    site.start("ada")
+    culler = site.culler(tmp_path)
+    while not site.events:
+        assert "warned" not in (shown(tmp_path) if site.now > 1000.0 else {})
+        await site.watch(culler, MINUTE)
+    assert site.events[0][1]["channels"] == ("page", "file", "webhook")
+    assert shown(tmp_path)["warned"]["channels"] == ["page", "file", "webhook"]
 
 
 async def test_somebody_waiting_halves_the_limit(site: FakeSite, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_only_warnings_that_arrived_are_told() -> None:
     """One that arrived nowhere is not claimed; the site's own channels are a message to people."""
     assert wording.warnings_before([(300.0, ())]) == ""
     arrived = wording.warnings_before([(900.0, ()), (300.0, ("page", "command", "webhook"))])
-    assert arrived == "You were warned 5 minutes before: on the hub's pages and by message."
+    assert arrived == "A warning 5 minutes before: shown on the hub's pages and sent as a message."
 
 
 def test_a_dismissed_retirement_stays_so_and_a_later_one_is_shown(tmp_path: Path) -> None:

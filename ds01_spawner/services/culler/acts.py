@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -121,21 +121,28 @@ class Acts:
             return False
         return True
 
-    def settle(self, told: Iterable[Told], watches: Iterable[Watch], *, page: bool) -> None:
-        """Count warnings as delivered and record them.
+    def settle(self, told: Iterable[Told], watches: Iterable[Watch], report: Report) -> None:
+        """Publish a pass with its warnings on the page, count them as delivered where they arrived, and record them.
 
         Args:
             told: the warnings.
             watches: everything that is watched.
-            page: whether the page shows them.
+            report: of the pass.
         """
+        made = []
         for one in told:
-            arrived = (PAGE, *one.sent.arrived) if page else one.sent.arrived
             stop_in, rule = one.decision.stop_in_seconds, one.decision.rule
             if rule is None:
                 continue
             stop_at = math.inf if stop_in is None else one.at + stop_in
-            one.watch.deliveries += (Delivery(one.at, rule, one.decision.level, stop_at, arrived),)
+            delivery = Delivery(one.at, rule, one.decision.level, stop_at, (PAGE, *one.sent.arrived))
+            one.watch.deliveries += (delivery,)
+            made.append((one, delivery))
+        page = self.publish(watches, report)
+        for one, delivery in made:
+            arrived = delivery.channels if page else one.sent.arrived
+            # The newest of its watch; what no page could show has not arrived there.
+            one.watch.deliveries = (*one.watch.deliveries[:-1], replace(delivery, channels=arrived))
             self._record("maintenance.warn", one.watch, one.decision, channels=arrived, failed=one.sent.failed)
         self._keep_standing(watches)
 

@@ -151,8 +151,7 @@ class Culler:
             seconds = self._world.clock() - began
             return Report(seconds, len(self._watches), broken, engine_problem, demand, tuple(strangers))
 
-        # What the page shows is a warning that arrived, so the page is written before deliveries are counted.
-        self._acts.settle(told, self.watches, page=self._acts.publish(self.watches, report()))
+        self._acts.settle(told, self.watches, report())
         ends = [watch for watch in self.watches if isinstance(watch.decision, Retire)]
         if ends:
             await asyncio.gather(*(self._guarded(watch, self._retire(watch, demand)) for watch in ends))
