@@ -22,6 +22,7 @@ import pytest
 
 from ds01_spawner.adapters import gitclone
 from ds01_spawner.adapters.accounts import FolderAccounts
+from ds01_spawner.adapters.userthreads import UserThreads
 from ds01_spawner.adapters.workspace import Workspaces
 from ds01_spawner.core import scaffold
 from ds01_spawner.core.account import Account
@@ -171,7 +172,7 @@ def plan() -> Plan:
 def create_from(host: Host, repository: str) -> tuple[str, Path]:
     """Press Create on the New project page; return what the page says is missing, and the folder."""
     account = host.account()
-    parts: Any = SimpleNamespace(workspaces=Workspaces(host.people.parent / "run"))
+    parts: Any = SimpleNamespace(workspaces=Workspaces(host.people.parent / "run"), threads=UserThreads())
     return asyncio.run(create(parts, account, plan(), repository)), account.home / "workspace/thesis"
 
 
