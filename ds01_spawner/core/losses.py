@@ -8,10 +8,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 _IGNORED = re.compile(
-    r"/(?:tmp|run|dev|proc|sys|workspace|opt/ds01|var/(?:tmp|cache|lib/apt|lib/dpkg|log))(?:/|$)"
+    r"^/(?:run|dev|proc|sys|workspace|opt/ds01|var/(?:cache|lib/apt|lib/dpkg|log))(?:/|$)"
+    # What programs leave for themselves; anything else there somebody has put there.
+    r"|^/(?:var/)?tmp(?:$|/(?:\.|(?:pip|npm|matplotlib|torchinductor|hsperfdata)[-_]|tmp[a-z0-9_]{8}(?:[./]|$)))"
     r"|/docker-init$"  # the engine's own
     r"|/etc/(?:passwd|group|hosts|hostname|resolv\.conf)$"
-    r"|/\.(?:cache|ipython|jupyter|npm|nv|config|dockerenv|bash_history|python_history|wget-hsts)(?:/|$)"
+    r"|/\.(?:cache|ipython|jupyter|npm|nv|config/matplotlib|dockerenv|bash_history|python_history|wget-hsts)(?:/|$)"
     r"|/\.local/(?:share/jupyter|state)(?:/|$)"
     r"|/__pycache__(?:/|$)|\.pyc$"
 )
@@ -75,4 +77,4 @@ def _leaves(paths: list[str], every: list[str]) -> list[str]:
     split = [path.split("/") for path in every]
     parents = {"/".join(parts[:depth]) for parts in split for depth in range(2, len(parts))}
     kept = [path for path in paths if path not in parents and path.count("/") > 1]
-    return [path for path in kept if not re.fullmatch(r"/home/[^/]+(?:/\.local(?:/[^/]+)?)?", path)]
+    return [path for path in kept if not re.fullmatch(r"/home/[^/]+(?:/\.config|/\.local(?:/[^/]+)?)?", path)]

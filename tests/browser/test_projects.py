@@ -103,7 +103,7 @@ def test_the_hubs_own_pages_retire_with_one_click(site: Site, visit: Callable[..
     nils.launch("plain")
     for _ in range(2):
         nils.visit(f"{PROJECTS}retire?project=plain")
-        expect(nils.page.get_by_text("nothing else would be lost")).to_be_visible()
+        expect(nils.page.get_by_text("nothing else was found that would be lost")).to_be_visible()
     assert site.container("nils", "plain")
     nils.page.get_by_role("link", name="Keep it running").click()
     nils.retire_all()

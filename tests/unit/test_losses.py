@@ -11,7 +11,9 @@ def test_what_every_server_leaves_is_no_loss() -> None:
         "/etc", "/etc/passwd", "/etc/group", "/usr", "/usr/sbin", "/usr/sbin/docker-init",
         "/home", "/home/ada", "/home/ada/.cache", "/home/ada/.cache/pip",
         "/home/ada/.ipython/profile_default/history.sqlite", "/home/ada/.local", "/home/ada/.local/share",
-        "/home/ada/.local/share/jupyter/runtime/kernel-1.json", "/tmp/x", "/run/y", "/workspace", "/opt/ds01",
+        "/home/ada/.local/share/jupyter/runtime/kernel-1.json", "/run/y", "/tmp", "/tmp/tmp1a_b2c3d/y",
+        "/tmp/tmpab12cd34.csv", "/tmp/pip-build-env-x/z", "/tmp/.X11-unix/X0", "/var/tmp", "/home/ada/.config",
+        "/home/ada/.config/matplotlib", "/workspace", "/opt/ds01",
         "/var/log/z",
         "/usr/lib/python3/dist-packages/__pycache__/a.cpython-313.pyc", "/home/ada/.bash_history",
     ]  # fmt: skip
@@ -32,6 +34,16 @@ def test_files_are_counted_once_with_where_they_are() -> None:
     found = find_losses(changed)
     assert found.files == 4
     assert found.folders == (("/home/ada/results", 2), ("/home/ada/results-2", 1), ("/srv", 1))
+
+
+def test_what_people_put_into_temporary_folders_is_a_loss() -> None:
+    """A model under /tmp, a setting under ~/.config, and folders that only have names like the system's."""
+    mine = [
+        "/tmp/model.pt", "/var/tmp/run1/ckpt.pt", "/tmp/tmp_model.pt", "/home/ada/.config/rclone.conf",
+        "/home/ada/run/1.csv", "/home/ada/dev/tmp/a.py",
+    ]  # fmt: skip
+    assert [path for path in mine if find_losses([path]).files != 1] == []
+    assert find_losses(mine).files == len(mine)
 
 
 def test_packages_installed_by_hand_are_named_and_not_counted_as_files() -> None:
