@@ -122,13 +122,22 @@ def write_block(dockerfile: str, packages: Packages) -> str:
     """Return a Dockerfile whose own block, made at the end where there is none, installs exactly these packages.
 
     Where another user than root is in force, the block is root's and gives back to that one: both installers need it.
+
+    Raises:
+        InvalidOptions: what stands above the block is not finished and would swallow it.
     """
     found = _find_block(dockerfile)
     if found is None:
         head = dockerfile if dockerfile.endswith("\n") or not dockerfile else dockerfile + "\n"
-        return f"{head}\n{block_of(packages, _user_after(head))}\n"
-    head = dockerfile[: found[0]]
-    return head + block_of(packages, _user_after(head)) + dockerfile[found[1] :]
+        head, rest = head + "\n", "\n"
+    else:
+        head, rest = dockerfile[: found[0]], dockerfile[found[1] :]
+    if len(parse(head + _USER_HEAD).instructions) == len(parse(head).instructions):
+        raise InvalidOptions(
+            "The last instruction above the packages block is not finished: its last line ends as if another followed, "
+            "or the end of its here-document is missing. Finish it in the Dockerfile below and try again."
+        )
+    return head + block_of(packages, _user_after(head)) + rest
 
 
 def add(dockerfile: str, packages: Packages) -> str:
@@ -164,10 +173,17 @@ def block_of(packages: Packages, user: str = "") -> str:
 
 def _user_after(dockerfile: str) -> str:
     """Return the user that a Dockerfile has named for what follows it; empty for root, and for the base image's own."""
-    user = ""
+    user = stage = ""
+    users: dict[str, str] = {}
     for instruction in parse(dockerfile).instructions:
-        if instruction.keyword in {"FROM", "USER"}:
-            user = " ".join(instruction.words) if instruction.keyword == "USER" else ""
+        words = instruction.words
+        if instruction.keyword == "FROM":
+            # A stage that begins from an earlier one goes on as that one's user.
+            user = users.get(words[0].lower(), "") if words else ""
+            stage = words[2].lower() if [word.lower() for word in words[1:2]] == ["as"] and words[2:] else ""
+        elif instruction.keyword == "USER":
+            user = " ".join(words)
+        users[stage] = user
     return "" if user.partition(":")[0] in {"root", "0"} else user
 
 

@@ -114,6 +114,10 @@ def test_too_many_packages_are_refused() -> None:
         ("FROM x\nUSER nobody\nUSER root\n", ""),
         ("FROM x\nUSER 0:0\n", ""),
         ("FROM x AS a\nUSER nobody\nFROM y\n", ""),
+        ("FROM x AS a\nUSER nobody\nFROM a\n", "nobody"),
+        ("FROM x as Base\nUSER nobody\nFROM base AS b\nRUN id\nFROM y\nUSER root\nFROM b\n", "nobody"),
+        ("FROM x AS a\nUSER nobody\nFROM a\nUSER root\n", ""),
+        ("FROM x\nUSER nobody\nFROM y\n", ""),
         ("FROM x\n# USER nobody\nRUN <<E\nUSER nobody\nE\n", ""),
     ],
 )
@@ -128,6 +132,23 @@ def test_packages_are_installed_as_root_whoever_was_before(above: str, user: str
     assert packages.read_block(more) == Packages(("pandas", "numpy"), ("git",))
     assert more.count("USER root") == text.count("USER root")
     assert packages.write_block(more, Packages()).count("USER") == above.count("USER")
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "FROM x\nRUN id \\",
+        "FROM x\nRUN id \\\n",
+        "FROM x\nRUN id && \\\n\n# a comment\n",
+        "# escape=`\nFROM x\nRUN id `\n",
+        "FROM x\nRUN <<E\nid\n",
+    ],
+)
+def test_an_unfinished_instruction_does_not_swallow_the_block(above: str) -> None:
+    """The block would become part of it; it is said instead, also where a block stands already."""
+    for text in (above, f"{above}\n{packages.block_of(Packages(('numpy',)))}\n"):
+        with pytest.raises(InvalidOptions, match="not finished"):
+            packages.add(text, Packages(("pandas",)))
 
 
 def test_a_user_that_is_named_above_a_block_later_is_heeded() -> None:
