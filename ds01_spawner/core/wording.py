@@ -14,7 +14,7 @@ _HOUR = 3600
 _CHANNELS = {
     "page": "shown on the hub's pages",
     "terminals": "shown in your terminals",
-    "file": "left in a file in the project's folder",
+    "file": "written to a file in the project's folder",
     "command": "sent as a message",
     "webhook": "sent as a message",
 }

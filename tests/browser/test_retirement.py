@@ -99,7 +99,7 @@ def see_the_end(page: Page) -> None:
     expect(card).to_contain_text(re.compile(r"\w+ \d\d \w+, \d\d:\d\d\. Nothing has used it for \d+ seconds\."))
     expect(card).to_contain_text("The project's files are safe.")
     expect(card).to_contain_text("Limits in force: idle limit 90 seconds; longest run 24 hours.")
-    expect(card).to_contain_text(re.compile("Warnings? .* before: shown on the hub's pages.* left in a file"))
+    expect(card).to_contain_text(re.compile("Warnings? .* before: shown on the hub's pages.* written to a file"))
     expect(card.get_by_role("img", name=re.compile(r"The last .* samples: .* idle"))).to_be_visible()
     picture(page, "retired")
     for scheme in ("light", "dark"):

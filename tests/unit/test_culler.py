@@ -74,8 +74,8 @@ async def test_an_idle_server_is_warned_on_every_channel_and_retired(site: FakeS
     assert told.why[1] == "Limits in force: idle limit 30 minutes; longest run 24 hours."
     assert told.why[2].startswith("Use is a GPU that does 5 % or more, 2 % of one processor core, 1 MiB a minute")
     assert told.why[3] == (
-        "Warnings 15 minutes and 5 minutes before: shown on the hub's pages, shown in your terminals, left in a file "
-        "in the project's folder and sent as a message."
+        "Warnings 15 minutes and 5 minutes before: shown on the hub's pages, shown in your terminals, written to a "
+        "file in the project's folder and sent as a message."
     )
     assert "<title>The last 30 minutes in 15 samples: 15 idle.</title>" in told.picture
     assert status(tmp_path)["servers"] == []
