@@ -102,12 +102,15 @@ class Page(HubOAuthenticated, RequestHandler):
         return getattr(self, "person", None)
 
     def set_default_headers(self) -> None:
-        """Allow nothing but our own scripts and styles, so that what slips through an escape still does nothing."""
+        """Allow nothing but our own scripts and styles, so that what slips through an escape still does nothing.
+
+        Scripts by a nonce: on a hub without subdomains, ``'self'`` is everybody's server, too.
+        """
         self.nonce = secrets.token_urlsafe(16)
         self.set_header(
             "Content-Security-Policy",
-            f"default-src 'self'; script-src 'self'; style-src 'self' 'nonce-{self.nonce}'; img-src 'self' data:; "
-            "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+            f"default-src 'self'; script-src 'nonce-{self.nonce}'; style-src 'self' 'nonce-{self.nonce}'; "
+            "img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
         )
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
@@ -181,6 +184,8 @@ class Page(HubOAuthenticated, RequestHandler):
             text = "Something unexpected happened here. Your projects go on; tell an administrator if it stays so."
         self.set_status(status_code)
         if self.get_query_argument("part", ""):
+            # It may repeat what was asked for; a browser that is led here must not take it for a page.
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(text)
             return
         self.show(
