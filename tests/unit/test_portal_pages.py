@@ -16,6 +16,7 @@ from tornado.web import Application
 
 from ds01_spawner.services.portal.base import Page, Person
 from ds01_spawner.services.portal.environment import ProjectPage
+from ds01_spawner.services.portal.pages import ProjectsPage
 
 SCRIPT = "<script src=/user/m/p/x></script>"
 
@@ -33,7 +34,7 @@ async def ask(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ask]:
     monkeypatch.setattr(Page, "prepare", find_ada)
     parts: Any = SimpleNamespace(prefix="/s/", hub_prefix="/hub/", static_url=lambda path: f"/s/static/{path}")
     socket, port = bind_unused_port()
-    pages = [("/s/p/([^/]+)", ProjectPage, {"parts": parts})]
+    pages = [("/s/", ProjectsPage, {"parts": parts}), ("/s/p/([^/]+)", ProjectPage, {"parts": parts})]
     server = HTTPServer(Application(pages, cookie_secret="s", xsrf_cookies=True))
     server.add_socket(socket)
 
@@ -67,3 +68,11 @@ async def test_only_the_scripts_that_the_page_names_may_run(ask: Ask) -> None:
     scripts = re.findall(r"<script[^>]*>", first.body.decode())
     assert scripts
     assert all(f'nonce="{allowed[1][7:-1]}"' in script for script in scripts)
+
+
+async def test_what_is_no_text_is_refused_with_a_sentence(ask: Ask) -> None:
+    """An address whose bytes are no text gets an error like any other, and is no defect of ours."""
+    for query in ("part=%ff", "part=builds&part=%ff"):
+        answer = await ask(f"?{query}")
+        assert answer.code == 400, query
+        assert "Invalid unicode" in answer.body.decode()

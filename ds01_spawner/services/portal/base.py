@@ -183,7 +183,8 @@ class Page(HubOAuthenticated, RequestHandler):
         else:
             text = "Something unexpected happened here. Your projects go on; tell an administrator if it stays so."
         self.set_status(status_code)
-        if self.get_query_argument("part", ""):
+        # Read as it came: the error may be that it is no text.
+        if self.request.query_arguments.get("part"):
             # It may repeat what was asked for; a browser that is led here must not take it for a page.
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(text)
