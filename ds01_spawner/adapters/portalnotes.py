@@ -70,4 +70,5 @@ class _Notes:
             self._file(user, project).write(json.dumps(value))
 
     def _file(self, user: str, project: str) -> TicketFile:
-        return TicketFile(self._folder / f"{image_repository(user, project).replace('/', '--')}.json")
+        # Joined by what no image's name has: two users never share a file.
+        return TicketFile(self._folder / f"{image_repository(user, project).replace('/', '+')}.json")

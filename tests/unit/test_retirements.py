@@ -169,3 +169,11 @@ def test_what_a_dockerfile_only_resembles_is_missing() -> None:
     """A comment installs nothing, and a longer name is another package."""
     dockerfile = "FROM pytorch\n# torch comes later\nRUN pip install torch-geometric torchvision==0.20\n"
     assert packages.missing(("torch==2.8.0",), dockerfile) == ("torch==2.8.0",)
+
+
+def test_no_two_people_share_a_note(tmp_path: Path) -> None:
+    """However their names and their projects' are made up."""
+    notes = LostPackages(tmp_path)
+    notes.write("bob--lab", "x", ("secret==1",))
+    assert notes.read("bob--lab", "x") == ("secret==1",)
+    assert notes.read("bob", "lab--x") == ()
