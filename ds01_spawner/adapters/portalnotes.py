@@ -12,7 +12,7 @@ from typing import Any
 
 from ds01_spawner.adapters.ticketfile import TicketFile
 from ds01_spawner.core.project import image_repository
-from ds01_spawner.core.retirements import Retirement
+from ds01_spawner.core.retirements import SHOWN_SECONDS, Retirement
 
 
 class LostPackages:
@@ -50,8 +50,12 @@ class Dismissed:
         return isinstance(found, int | float) and retirement.at <= found
 
     def add(self, user: str, project: str, at: float) -> None:
-        """Remember that retirements up to a moment were seen; a full disk only means that they are shown again."""
+        """Remember that retirements up to a moment were seen; a full disk only means that they are shown again.
+
+        What was remembered of retirements that are too old to be shown is forgotten.
+        """
         self._notes.write(user, project, at)
+        self._notes.forget(at - SHOWN_SECONDS)
 
 
 class _Notes:
@@ -68,6 +72,12 @@ class _Notes:
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file(user, project).write(json.dumps(value))
+
+    def forget(self, before: float) -> None:
+        with suppress(OSError):
+            for path in self._folder.glob("*.json"):
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     def _file(self, user: str, project: str) -> TicketFile:
         # Joined by what no image's name has: two users never share a file.

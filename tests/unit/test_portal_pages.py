@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
@@ -14,13 +15,34 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
+from ds01_spawner.adapters.portalnotes import Dismissed
+from ds01_spawner.core.retirements import Retirement
 from ds01_spawner.services.portal.base import Page, Person
+from ds01_spawner.services.portal.board import Look
+from ds01_spawner.services.portal.dismissal import DismissPage
 from ds01_spawner.services.portal.environment import ProjectPage
 from ds01_spawner.services.portal.pages import ProjectsPage
 
 SCRIPT = "<script src=/user/m/p/x></script>"
 
+AT = 1795464646.1365538
+
+
+class Retired:
+    """A board on which one retirement of Ada's is shown."""
+
+    async def look(self) -> Look:
+        """Return it."""
+        shown = Retirement("ada", "thesis", "thesis", AT, "then", ("so",), "")
+        return Look(at=AT + 1, retired={"ada": (shown,)})
+
+
 Ask = Callable[..., Awaitable[HTTPResponse]]
+
+
+def files(folder: Path) -> list[Path]:
+    """Return what is in a folder."""
+    return list(folder.iterdir())
 
 
 async def find_ada(page: Page) -> None:
@@ -29,12 +51,20 @@ async def find_ada(page: Page) -> None:
 
 
 @pytest.fixture
-async def ask(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ask]:
+async def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Ask]:
     """Send the pages a request of Ada's."""
     monkeypatch.setattr(Page, "prepare", find_ada)
-    parts: Any = SimpleNamespace(prefix="/s/", hub_prefix="/hub/", static_url=lambda path: f"/s/static/{path}")
+    monkeypatch.setattr(Page, "check_xsrf_cookie", lambda page: None)
+    parts: Any = SimpleNamespace(
+        prefix="/s/",
+        hub_prefix="/hub/",
+        static_url=lambda path: f"/s/static/{path}",
+        board=Retired(),
+        dismissed=Dismissed(tmp_path),
+    )
     socket, port = bind_unused_port()
-    pages = [("/s/", ProjectsPage, {"parts": parts}), ("/s/p/([^/]+)", ProjectPage, {"parts": parts})]
+    served = {"": ProjectsPage, "p/([^/]+)": ProjectPage, "dismiss": DismissPage}
+    pages = [(f"/s/{path}", page, {"parts": parts}) for path, page in served.items()]
     server = HTTPServer(Application(pages, cookie_secret="s", xsrf_cookies=True))
     server.add_socket(socket)
 
@@ -76,3 +106,14 @@ async def test_what_is_no_text_is_refused_with_a_sentence(ask: Ask) -> None:
         answer = await ask(f"?{query}")
         assert answer.code == 400, query
         assert "Invalid unicode" in answer.body.decode()
+
+
+async def test_only_a_retirement_that_is_shown_can_be_dismissed(ask: Ask, tmp_path: Path) -> None:
+    """Other names and moments leave no file behind; the page is answered all the same."""
+    invented = (("other", str(AT)), ("thesis", "nan"), ("thesis", "-inf"), ("thesis", "1"), ("../x", str(AT)))
+    for project, at in invented:
+        answer = await ask("dismiss", method="POST", body=urlencode({"project": project, "at": at}))
+        assert answer.code == 303
+        assert files(tmp_path) == [], (project, at)
+    await ask("dismiss", method="POST", body=urlencode({"project": "thesis", "at": str(AT)}))
+    assert len(files(tmp_path)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -137,6 +138,20 @@ def test_a_dismissed_retirement_stays_so_and_a_later_one_is_shown(tmp_path: Path
     for note in tmp_path.iterdir():
         note.write_text("[")
     assert told() not in dismissed
+
+
+def test_what_was_dismissed_is_forgotten_when_it_is_too_old_to_be_shown(tmp_path: Path) -> None:
+    """The folder does not grow for ever; what is still shown elsewhere stays dismissed."""
+    dismissed = Dismissed(tmp_path)
+    now = 2 * SHOWN_SECONDS
+    for project, at in (("old", now - SHOWN_SECONDS - 1), ("recent", now - SHOWN_SECONDS + 1)):
+        dismissed.add("ada", project, at)
+        (note,) = tmp_path.glob(f"*{project}*")
+        os.utime(note, (at, at))
+    dismissed.add("ada", "thesis", now)
+    assert told(project="old", at=1.0) not in dismissed
+    assert told(project="recent", at=now - SHOWN_SECONDS + 1) in dismissed
+    assert told(project="thesis", at=now) in dismissed
 
 
 def test_lost_packages_are_offered_until_the_dockerfile_has_them(tmp_path: Path) -> None:
