@@ -2,7 +2,8 @@
 
 The address comes from a person and what is behind it from anybody, so as little as possible is trusted: HTTPS only, to
 an address that is neither this host nor its link-local neighbourhood and that git cannot look up a second time, no
-redirect, no credentials, no hooks, no submodules, no filters, and limits on time and size.
+redirect, no credentials, no hooks, no submodules, no filters, one at a time for each person, limits on
+time and size.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ TIDY_SECONDS: Final = 5.0
 FILE_BYTES_MAX: Final = 2 * 2**30
 _URL: Final = re.compile(r"https://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?/[A-Za-z0-9._~/%+@-]{1,500}")
 _SAID_LINES: Final = 6
+_SAID_BYTES: Final = 64 * 1024
 _HTTPS_PORT: Final = 443
 _NOWHERE: Final = "192.0.2.1"  # of a range that is kept for examples
+
+_CLONING: Final[set[str]] = set()
 
 
 def check_address(url: str) -> str:
@@ -56,8 +60,21 @@ async def clone(account: Account, folder: int, url: str) -> None:
         url: from ``check_address``.
 
     Raises:
-        ProjectRefused: it could not be cloned; says what git said.
+        ProjectRefused: it could not be cloned, with what git said; or another is being cloned for the account.
     """
+    if account.name in _CLONING:
+        raise ProjectRefused(
+            "Another repository is being cloned for you. Clone this one from a terminal in the project, or create the "
+            "project again under another name when that has ended."
+        )
+    _CLONING.add(account.name)
+    try:
+        await _clone(account, folder, url)
+    finally:
+        _CLONING.discard(account.name)
+
+
+async def _clone(account: Account, folder: int, url: str) -> None:
     host, port = urlsplit(check_address(url)).hostname or "", urlsplit(url).port or _HTTPS_PORT
     # Whether the proxy is used is settled here: git and curl read no_proxy in ways of their own.
     proxy = "" if proxy_bypass(host) else getproxies().get("https", "")
@@ -97,9 +114,11 @@ async def clone(account: Account, folder: int, url: str) -> None:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stderr is not None  # noqa: S101 - asked for above
     try:
         async with asyncio.timeout(SECONDS_MAX):
-            _, said = await process.communicate()
+            said = await _last_words(process.stderr)
+            await process.wait()
     except BaseException as error:
         await _end(process)
         if isinstance(error, TimeoutError):
@@ -119,6 +138,14 @@ async def clone(account: Account, folder: int, url: str) -> None:
         raise ProjectRefused(
             "The repository could not be cloned. git says: " + " ".join(lines[-_SAID_LINES:] or ["nothing"])
         )
+
+
+async def _last_words(stream: asyncio.StreamReader) -> bytes:
+    """Return how a stream ends: a host may have git pass on as much as it likes."""
+    said = b""
+    while more := await stream.read(_SAID_BYTES):
+        said = (said + more)[-_SAID_BYTES:]
+    return said
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

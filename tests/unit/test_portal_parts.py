@@ -16,7 +16,7 @@ from ds01_spawner.core.account import Account
 from ds01_spawner.core.build import Source
 from ds01_spawner.core.overview import Standing
 from ds01_spawner.core.project import Dockerfile
-from ds01_spawner.errors import EngineUnavailable, HubUnavailable, InvalidOptions
+from ds01_spawner.errors import EngineUnavailable, HubUnavailable, InvalidOptions, ProjectRefused
 from ds01_spawner.services.portal.board import FRESH_SECONDS, Board
 from ds01_spawner.services.portal.settings import Settings, SettingsRefused
 from ds01_spawner.services.portal.standings import FILES_SECONDS, Standings
@@ -250,6 +250,41 @@ def test_usual_addresses_are_accepted() -> None:
 def test_nothing_is_cloned_from_this_host(address: str) -> None:
     """Loopback, link-local and the like are refused, in every way of writing them."""
     assert gitclone._is_forbidden(ipaddress.ip_address(address))
+
+
+async def test_of_what_git_says_only_the_end_is_kept() -> None:
+    """A host that talks without end fills no memory."""
+    stream = asyncio.StreamReader()
+    for _ in range(64):
+        stream.feed_data(b"x" * 65_000 + b"\n")
+    stream.feed_data(b"fatal: the end\n")
+    stream.feed_eof()
+    said = await gitclone._last_words(stream)
+    assert len(said) == 64 * 1024
+    assert said.endswith(b"fatal: the end\n")
+
+
+async def test_one_repository_at_a_time_is_cloned_for_each_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second is refused with a way out, somebody else's is not, and after the first ended there can be another."""
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def clone(account: Account, folder: int, url: str) -> None:
+        begun.set()
+        await gate.wait()
+        raise ProjectRefused("There is no host.")
+
+    monkeypatch.setattr(gitclone, "_clone", clone)
+    eve = Account("eve", 2001, 2001, (2001,), Path("/home/eve"))
+    running = [asyncio.create_task(gitclone.clone(who, 0, "https://example.org/x")) for who in (ADA, eve)]
+    await begun.wait()
+    with pytest.raises(ProjectRefused, match="Another repository is being cloned for you"):
+        async with asyncio.timeout(5):
+            await gitclone.clone(ADA, 0, "https://example.org/y")
+    gate.set()
+    for ended in await asyncio.gather(*running, return_exceptions=True):
+        assert str(ended) == "There is no host."
+    with pytest.raises(ProjectRefused, match="There is no host"):
+        await gitclone.clone(ADA, 0, "https://example.org/y")
 
 
 def test_settings_survive_the_environment(tmp_path: Path) -> None:
