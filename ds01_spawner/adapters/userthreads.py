@@ -1,7 +1,7 @@
 """Threads for work on one person's account and folders, which may take as long as their file server does.
 
 A home that does not answer (a dead file server) holds the thread that touches it for as long as it likes.  Each person
-has a few threads and no more, and whoever waits for one has a deadline, so nobody else notices.
+has threads of their own, so many and no more, and whoever waits for one has a deadline, so nobody else notices.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, Final, TypeVar
 
 from ds01_spawner.errors import AccountUnavailable
 
-MOST_PER_USER: Final = 8
+MOST_PER_USER: Final = 64
 PATIENCE_SECONDS: Final = 30.0
 
 T = TypeVar("T")
 
 
 class UserThreads:
-    """Runs calls in threads, a few per person and each with a deadline.
+    """Runs calls in threads, some per person and each with a deadline.
 
     The standard library's executors will not do: their threads are shared by all, and the interpreter waits for them
     when it exits.

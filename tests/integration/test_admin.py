@@ -52,7 +52,8 @@ def test_an_edit_of_the_limits_file_is_seen(own_site: Site, limits_file: Path) -
     thread = threading.Thread(target=launch)
     thread.start()
     try:
-        eventually(lambda: any("in the queue" in message for message in seen))
+        # On a new machine the notebook runtime is made first, once.
+        eventually(lambda: any("in the queue" in message for message in seen), seconds=240)
         board = "/services/projects/gpus"
         # One look serves all pages for a second and a half, so the first may be from before she waited.
         eventually(lambda: "alice / training" in admin.page(board).text, seconds=10)
