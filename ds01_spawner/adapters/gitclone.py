@@ -182,8 +182,15 @@ def _resolve(host: str, port: int, *, is_proxied: bool) -> str:
     return f"[{first}]" if first.version == 6 else str(first)  # noqa: PLR2004
 
 
+_CLOUD_METADATA = ipaddress.ip_address("fd00:ec2::254")
+"""Where some clouds answer with a machine's secrets; that of IPv4 is a link-local address."""
+
+
 def _is_forbidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    mapped = getattr(address, "ipv4_mapped", None) or address
+    # IPv6 has two ways to write an address of IPv4.
+    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+    if mapped == _CLOUD_METADATA:
+        return True
     if mapped.is_loopback or mapped.is_link_local or mapped.is_multicast or mapped.is_unspecified or mapped.is_reserved:
         return True
     # An address that can be bound is one of this host's own, such as the bridge's gateway.

@@ -245,7 +245,18 @@ def test_usual_addresses_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1", "127.9.9.9", "::1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::ffff:127.0.0.1"]
+    "address",
+    [
+        "127.0.0.1",
+        "127.9.9.9",
+        "::1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::ffff:127.0.0.1",
+        "2002:7f00:1::",
+        "fd00:ec2::254",
+    ],
 )
 def test_nothing_is_cloned_from_this_host(address: str) -> None:
     """Loopback, link-local and the like are refused, in every way of writing them."""
