@@ -17,6 +17,7 @@ def check(page: Page, where: str) -> None:
     """Fail with what axe-core calls serious or critical."""
     if not AXE.exists():
         pytest.fail("axe-core is not here; run dev/browser.sh")
+    page.emulate_media(reduced_motion="reduce")  # colours are judged at rest, not on their way from light to dark
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     serious = [
